@@ -1,0 +1,1 @@
+"""The cloud side of Outrider: the engine that runs the full model, and the service that devices talk to."""

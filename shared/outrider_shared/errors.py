@@ -1,0 +1,162 @@
+"""The one error tree.
+
+Every error that Outrider raises on purpose is one of these. Each tells what was wrong, with what value, and what to do.
+Foreign errors (gRPC, ONNX Runtime, transformers, the file system) are wrapped where they enter.
+
+    OutriderError
+    ├── InputError               the caller's fault; trying the same again is useless
+    │   ├── ParameterError       sampling parameters or limits out of range
+    │   ├── PromptError          empty, too long, or a token id outside the vocabulary
+    │   ├── DraftError           a draft tree that breaks its bounds or names an unknown parent
+    │   ├── UnknownModelError    the service does not hold that model
+    │   ├── MismatchError        tokenizer, vocabulary or protocol of the two sides differ
+    │   └── ConfigError          flags or files that do not fit together
+    ├── ProtocolError            the peer broke the wire contract
+    │   └── SessionExistsError   a second stream was opened with an id that is in use
+    ├── LimitError               a bound of the service was reached; try again later
+    ├── UnavailableError         the other side cannot be reached, or is draining; try again, perhaps elsewhere
+    ├── DeadlineError            the caller's deadline passed
+    ├── CancelledError           the caller cancelled
+    ├── PackError                a pack is damaged, altered or of an unknown format
+    ├── ModelError               a model that this engine cannot serve exactly
+    └── InternalError            our fault
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class OutriderError(Exception):
+    """Base of all errors raised on purpose.
+
+    Args:
+        message: What was wrong, with the offending value.
+        hint: What the reader can do about it; empty where the message already says it.
+
+    Attributes:
+        code: Stable name of the error kind, the same on the wire, in JSON output and in logs.
+        retryable: Whether the same request may succeed later or at another replica.
+    """
+
+    code: ClassVar[str] = "error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class InputError(OutriderError):
+    """The caller asked for something that cannot be done; the same request will fail again."""
+
+    code = "invalid_input"
+
+
+class ParameterError(InputError):
+    """A sampling parameter or a limit is out of its range."""
+
+    code = "invalid_parameter"
+
+
+class PromptError(InputError):
+    """The prompt is empty, too long for the context, or holds a token id outside the vocabulary."""
+
+    code = "invalid_prompt"
+
+
+class DraftError(InputError):
+    """A draft names a parent that does not exist, a token outside the vocabulary, or exceeds the tree's bounds."""
+
+    code = "invalid_draft"
+
+
+class UnknownModelError(InputError):
+    """The service holds no model of that name."""
+
+    code = "unknown_model"
+
+
+class MismatchError(InputError):
+    """Tokenizer, vocabulary or protocol version of the two sides differ."""
+
+    code = "mismatch"
+
+
+class ConfigError(InputError):
+    """Flags, environment or files do not fit together."""
+
+    code = "invalid_config"
+
+
+class ProtocolError(OutriderError):
+    """The peer broke the wire contract: unreadable bytes, or a message out of its order."""
+
+    code = "protocol"
+
+
+class SessionExistsError(ProtocolError):
+    """A second stream was opened with the id of a session that has a live stream."""
+
+    code = "session_exists"
+
+
+class LimitError(OutriderError):
+    """A bound of the service was reached (sessions, KV memory, streams of one device)."""
+
+    code = "limit"
+    retryable = True
+
+
+class UnavailableError(OutriderError):
+    """The other side cannot be reached, or is draining."""
+
+    code = "unavailable"
+    retryable = True
+
+
+class DeadlineError(OutriderError):
+    """The caller's deadline passed before the answer was complete."""
+
+    code = "deadline"
+
+
+class CancelledError(OutriderError):
+    """The caller cancelled."""
+
+    code = "cancelled"
+
+
+class PackError(OutriderError):
+    """A pack is truncated, altered, incomplete, or of a format that this version does not read."""
+
+    code = "invalid_pack"
+
+
+class ModelError(OutriderError):
+    """A model that this engine cannot serve exactly, with the reason."""
+
+    code = "unsupported_model"
+
+
+class InternalError(OutriderError):
+    """A fault of ours; the session can be resumed elsewhere."""
+
+    code = "internal"
+    retryable = True
+
+
+def _tree(root: type[OutriderError]) -> dict[str, type[OutriderError]]:
+    found = {root.code: root}
+    for child in root.__subclasses__():
+        found.update(_tree(child))
+    return found
+
+
+def error_from_code(code: str, message: str, *, hint: str = "") -> OutriderError:
+    """The typed error for a wire `code`; an unknown code (a newer peer) becomes `InternalError`."""
+    return _tree(OutriderError).get(code, InternalError)(message, hint=hint)
