@@ -49,7 +49,9 @@ def tokenizer_size(tokenizer_json: bytes) -> int:
         ids += [token["id"] for token in content.get("added_tokens") or []]
         return max(ids) + 1
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise PackError(f"tokenizer.json has no readable vocabulary: {error!r}", hint="save the tokenizer anew") from error
+        raise PackError(
+            f"tokenizer.json has no readable vocabulary: {error!r}", hint="save the tokenizer anew"
+        ) from error
 
 
 def _parse(tokenizer_json: bytes) -> dict[str, Any]:

@@ -7,7 +7,7 @@ Rules, each broken one a `PackError` that names the field, what was found and wh
 3. File names are plain names: no separators, no leading dot, so a manifest cannot point outside its pack.
 4. `model.onnx` and `tokenizer.json` are listed; every listed file has a sha256 and a size.
 
-What it does not do: look at the files themselves (`reader.py`), or say who wrote the pack (the fleet plane signs packs).
+What it does not do: look at the files themselves (`reader.py`), or say who wrote the pack (the fleet plane signs them).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class FileEntry:
 class Architecture:
     """What the runtime must know to allocate: KV is [1, kv_heads, capacity, head_dim] float32 twice per layer.
 
-    `vocab_size` is the width of the logits, `context_length` the highest number of positions that the model was made for.
+    `vocab_size` is the width of the logits, `context_length` the number of positions that the model was made for.
     """
 
     layers: int
@@ -98,7 +98,8 @@ class Manifest:
 
     def to_json(self) -> str:
         """The manifest as written to disk: JSON, two spaces of indent, stable order."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        fields = {"format": self.format, **dataclasses.asdict(self)}
+        return json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:
@@ -203,7 +204,9 @@ def _check_survival(pairs: Sequence[Sequence[float]]) -> None:
     for pair in pairs:
         numbers = [value for value in pair if isinstance(value, int | float) and not isinstance(value, bool)]
         if len(pair) != 2 or len(numbers) != 2 or not last < pair[0] < math.inf or not 0 <= pair[1] <= 1:
-            raise _bad("survival", list(pair), "[margin, survival] with ascending finite margins and 0 <= survival <= 1")
+            raise _bad(
+                "survival", list(pair), "[margin, survival] with ascending finite margins and 0 <= survival <= 1"
+            )
         last = pair[0]
 
 

@@ -59,7 +59,8 @@ def read_pack(path: str | Path) -> Pack:
     found = tokenizer_fingerprint((folder / TOKENIZER).read_bytes())
     if found != manifest.tokenizer_fingerprint:
         raise PackError(
-            f"{folder / TOKENIZER} has fingerprint {found}, the manifest says {manifest.tokenizer_fingerprint}", hint=_AGAIN
+            f"{folder / TOKENIZER} has fingerprint {found}, the manifest says {manifest.tokenizer_fingerprint}",
+            hint=_AGAIN,
         )
     return Pack(folder, manifest)
 
@@ -111,6 +112,4 @@ def _check_file(path: Path, expected: FileEntry) -> None:
     except OSError as error:
         raise PackError(f"cannot read {path}: {error}") from error
     if found != expected:
-        raise PackError(
-            f"{path} was altered: sha256 {found.sha256}, the manifest says {expected.sha256}", hint=_AGAIN
-        )
+        raise PackError(f"{path} was altered: sha256 {found.sha256}, the manifest says {expected.sha256}", hint=_AGAIN)

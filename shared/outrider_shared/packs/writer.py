@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from outrider_shared.errors import PackError
-from outrider_shared.packs.manifest import FileEntry, Manifest
 from outrider_shared.packs.reader import MANIFEST, file_entry
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from outrider_shared.packs.manifest import FileEntry, Manifest
 
 
 def describe_files(folder: Path) -> dict[str, FileEntry]:

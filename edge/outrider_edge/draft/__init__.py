@@ -1,0 +1,1 @@
+"""Drafting on the device: the draft model's runtime, and the drafters that propose tokens with it."""
