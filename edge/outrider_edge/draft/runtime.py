@@ -17,19 +17,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 
 from outrider_edge.draft.slots import Slots
-from outrider_shared.errors import ConfigError, DraftError, InternalError, PackError
-from outrider_shared.packs import Manifest, Pack, read_pack
+from outrider_edge.draft.weights import check_signature, open_session
+from outrider_shared.errors import ConfigError, DraftError, InternalError
+from outrider_shared.packs import Pack, read_pack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    import onnxruntime as ort
     from numpy.typing import NDArray
 
 MAX_ROWS = 256  # of one pass; longer prompts go in several
+DEFAULT_CAPACITY = 4096  # slots; a context of 128k would reserve gigabytes
 _FIRST_LOGIT_ROWS = 8
 
 
@@ -64,12 +66,14 @@ class DraftModel:
         if threads < 1:
             raise ConfigError(f"a draft model needs at least one thread, not {threads}")
         verified = pack if isinstance(pack, Pack) else read_pack(pack)
-        session = _open_session(verified, threads)
-        _check_signature(session, verified)
+        session = open_session(verified, threads)
+        check_signature(session, verified)
         return cls(verified, session)
 
     def new_runtime(self, capacity: int | None = None) -> DraftRuntime:
-        """A runtime for one session, with its own KV cache of `capacity` slots (default: the model's context length).
+        """A runtime for one session, with its own KV cache of `capacity` slots.
+
+        By default these are the model's context length, at most `DEFAULT_CAPACITY`.
 
         Raises:
             ConfigError: `capacity` is not from 1 to the context length.
@@ -77,7 +81,7 @@ class DraftModel:
         context = self.manifest.architecture.context_length
         if capacity is not None and not 1 <= capacity <= context:
             raise ConfigError(f"capacity {capacity} is not from 1 to the draft's context length {context}")
-        return DraftRuntime(self, capacity or context)
+        return DraftRuntime(self, capacity or min(context, DEFAULT_CAPACITY))
 
 
 class DraftRuntime:
@@ -245,39 +249,6 @@ class DraftRuntime:
 
     def _bind(self, name: str, buffer: NDArray[Any], shape: list[int]) -> None:
         self._binding.bind_input(name, "cpu", 0, buffer.dtype.type, shape, buffer.ctypes.data)
-
-
-def _open_session(pack: Pack, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # errors are raised, not printed
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return ort.InferenceSession(str(pack.model_path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime has a dozen kinds, of which it exports none
-        raise PackError(
-            f"ONNX Runtime {ort.__version__} cannot load {pack.model_path}: {error}", hint="update onnxruntime"
-        ) from error
-
-
-def _expected_inputs(manifest: Manifest) -> set[str]:
-    caches = {f"past_key_values.{i}.{side}" for i in range(manifest.architecture.layers) for side in ("key", "value")}
-    plain = {"input_ids", "position_ids", "attention_bias", "seqlens_k", "total_sequence_length", "logits_rows"}
-    return caches | plain
-
-
-def _check_signature(session: ort.InferenceSession, pack: Pack) -> None:
-    shape = pack.manifest.architecture
-    inputs = {node.name: node.shape for node in session.get_inputs()}
-    if inputs.keys() != _expected_inputs(pack.manifest):
-        odd = sorted(inputs.keys() ^ _expected_inputs(pack.manifest))
-        raise PackError(
-            f"{pack.model_path} has other inputs than its manifest tells: {odd}", hint="export the pack again"
-        )
-    cache, logits = inputs["past_key_values.0.key"], session.get_outputs()[0].shape
-    if (cache[1], cache[3], logits[-1]) != (shape.kv_heads, shape.head_dim, shape.vocab_size):
-        raise PackError(f"{pack.model_path} has KV {cache} and logits {logits}, its manifest says {shape}")
 
 
 def _brief(numbers: Sequence[int]) -> str:

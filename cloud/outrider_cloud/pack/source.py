@@ -1,0 +1,101 @@
+"""What a Hugging Face folder says beside the weights: configuration, tokenizer, chat template, licence."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from outrider_shared.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "COPYING")
+_NOTICES = ("NOTICE", "NOTICE.txt", "NOTICE.md")
+_CARD_LICENCE = re.compile(r"^---\n.*?^license: *([^\n]+)$.*?^---$", re.DOTALL | re.MULTILINE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A model folder that can be packed.
+
+    Attributes:
+        path: The folder.
+        config: Its config.json.
+        tokenizer: The bytes of its tokenizer.json.
+        chat_template: Jinja text; None for a model without chat.
+        eos_ids: Token ids that end a text, ascending.
+        licence: Text of its licence file, else what its model card names; empty without either.
+        attribution: Text of its notice file; empty without one.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    tokenizer: bytes
+    chat_template: str | None
+    eos_ids: tuple[int, ...]
+    licence: str
+    attribution: str
+
+
+def read_source(path: Path) -> Source:
+    """Read a Hugging Face folder.
+
+    Raises:
+        ConfigError: The folder, its config.json or its tokenizer.json is missing or not readable.
+    """
+    if not path.is_dir():
+        raise ConfigError(
+            f"no model folder at {path}", hint="--model takes a local Hugging Face folder, not a hub name"
+        )
+    if not (path / "tokenizer.json").is_file():
+        raise ConfigError(f"{path} has no tokenizer.json", hint="save a fast tokenizer beside the model")
+    config = _json(path / "config.json")
+    return Source(
+        path=path,
+        config=config,
+        tokenizer=(path / "tokenizer.json").read_bytes(),
+        chat_template=_chat_template(path),
+        eos_ids=_eos_ids(path, config),
+        licence=_first_text(path, _LICENCES) or _card_licence(path),
+        attribution=_first_text(path, _NOTICES),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path}: {error}", hint="is this a Hugging Face model folder?") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no object", hint="is this a Hugging Face model folder?")
+    return content
+
+
+def _chat_template(path: Path) -> str | None:
+    if (path / "chat_template.jinja").is_file():
+        return (path / "chat_template.jinja").read_text("utf-8")
+    if not (path / "tokenizer_config.json").is_file():
+        return None
+    template = _json(path / "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):  # older folders hold several named ones
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    return template or None
+
+
+def _eos_ids(path: Path, config: dict[str, Any]) -> tuple[int, ...]:
+    generation = _json(path / "generation_config.json") if (path / "generation_config.json").is_file() else {}
+    found = generation.get("eos_token_id", config.get("eos_token_id"))
+    ids = found if isinstance(found, list) else [found]
+    return tuple(sorted({token for token in ids if isinstance(token, int)}))
+
+
+def _first_text(path: Path, names: tuple[str, ...]) -> str:
+    return next(((path / name).read_text("utf-8") for name in names if (path / name).is_file()), "")
+
+
+def _card_licence(path: Path) -> str:
+    match = _CARD_LICENCE.match(_first_text(path, ("README.md",)))
+    return match.group(1).strip() if match else ""
