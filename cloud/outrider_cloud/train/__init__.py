@@ -1,0 +1,1 @@
+"""The training room: from data files to the bundled target and draft."""

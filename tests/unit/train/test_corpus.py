@@ -1,0 +1,50 @@
+"""Reading of data files, and the split into training and held-out."""
+
+from pathlib import Path
+
+import pytest
+from outrider_cloud.train.corpus import CorpusError, is_held_out, read_rows
+from unit.train.rows import write_rows
+
+
+def test_rows_come_with_their_place(tmp_path: Path):
+    path = tmp_path / "a.jsonl.zst"
+    write_rows(path, [{"n": 1}, {"n": 2}])
+    assert [(place, row["n"]) for place, row in read_rows(path)] == [(f"{path}:1", 1), (f"{path}:2", 2)]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [('{"n": ', r"a\.jsonl\.zst:2: not JSON"), ("[1]", r"a\.jsonl\.zst:2: expected a JSON object, found list")],
+)
+def test_a_broken_line_is_named_by_file_and_line(tmp_path: Path, line: str, message: str):
+    path = tmp_path / "a.jsonl.zst"
+    write_rows(path, [{"n": 1}, line])
+    with pytest.raises(CorpusError, match=message):
+        list(read_rows(path))
+
+
+def test_a_file_cut_off_in_the_middle_is_an_error(tmp_path: Path):
+    path = tmp_path / "a.jsonl.zst"
+    write_rows(path, [{"n": str(n) * 50} for n in range(5000)])
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(CorpusError, match=r"a\.jsonl\.zst"):
+        list(read_rows(path))
+
+
+def test_a_file_that_is_no_archive_is_an_error(tmp_path: Path):
+    path = tmp_path / "a.jsonl.zst"
+    path.write_text('{"n": 1}\n')
+    with pytest.raises(CorpusError, match="damaged"):
+        list(read_rows(path))
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path):
+    with pytest.raises(CorpusError, match="cannot be opened"):
+        list(read_rows(tmp_path / "none.jsonl.zst"))
+
+
+def test_the_split_ignores_case_and_outer_space():
+    texts = [f"turn on light {n}" for n in range(2000)]
+    assert [is_held_out(text) for text in texts] == [is_held_out(f" {text.upper()} ") for text in texts]
+    assert 10 < sum(map(is_held_out, texts)) < 100

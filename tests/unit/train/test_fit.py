@@ -1,0 +1,94 @@
+"""The loop: it learns, it resumes exactly, it refuses what does not fit."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from outrider_cloud.train.batches import Course
+from outrider_cloud.train.chat import encode_chats
+from outrider_cloud.train.corpus import Chat
+from outrider_cloud.train.distil import agreement, distil_loss, divergence, total_variation
+from outrider_cloud.train.fit import Fit, FitConfig, FitError
+from outrider_cloud.train.losses import text_loss
+from tokenizers import Tokenizer
+from torch import nn
+
+MakeTiny = Callable[[int], nn.Module]
+
+
+@pytest.fixture
+def course(chat: Chat, tokenizer: Tokenizer) -> Course:
+    examples = encode_chats(tokenizer, [chat, Chat(chat.messages[:3], "home")], 200)
+    return Course(lambda _: examples, 250, 0.2, seed=0)
+
+
+def config(steps: int) -> FitConfig:
+    return FitConfig(steps, warmup_steps=2, log_every=5, validate_every=10, checkpoint_every=4)
+
+
+def test_training_lowers_the_loss(course: Course, make_tiny: MakeTiny, tmp_path: Path):
+    model = make_tiny(0)
+    before = text_loss(model, course.batch(0)).item()
+    Fit(model, course, text_loss, config(40), tmp_path).run()
+    assert text_loss(model, course.batch(0)).item() < before - 1
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(course: Course, make_tiny: MakeTiny, tmp_path: Path):
+    whole, first, second = make_tiny(0), make_tiny(0), make_tiny(9)
+    Fit(whole, course, text_loss, config(13), tmp_path / "a").run()
+    Fit(first, course, text_loss, config(13), tmp_path / "b").run(stop_at=7)
+    Fit(second, course, text_loss, config(13), tmp_path / "b").run()
+    for name, wanted in whole.state_dict().items():
+        assert torch.equal(second.state_dict()[name], wanted), name
+
+
+def test_the_log_has_loss_rate_and_validation(course: Course, make_tiny: MakeTiny, tmp_path: Path):
+    fit = Fit(make_tiny(0), course, text_loss, config(10), tmp_path, validate=lambda _: {"valid": 1.5})
+    fit.run()
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert '"tokens_per_s"' in lines[0]
+    assert '"valid": 1.5' in lines[-1]
+
+
+def test_a_checkpoint_of_another_model_is_refused(course: Course, make_tiny: MakeTiny, tmp_path: Path):
+    Fit(make_tiny(0), course, text_loss, config(4), tmp_path).run()
+    other = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(FitError, match="does not fit"):
+        Fit(other, course, text_loss, config(4), tmp_path).run()
+
+
+def test_a_loss_that_is_no_number_stops_the_run(course: Course, make_tiny: MakeTiny, tmp_path: Path):
+    fit = Fit(make_tiny(0), course, lambda model, batch: text_loss(model, batch) * float("nan"), config(4), tmp_path)
+    with pytest.raises(FitError, match="step 0"):
+        fit.run()
+
+
+def test_the_rate_warms_up_stays_and_falls_to_nothing():
+    schedule = FitConfig(100, warmup_steps=10, decay_share=0.4)
+    assert schedule.rate(0) == pytest.approx(0.1)
+    assert schedule.rate(30) == 1
+    assert schedule.rate(80) == pytest.approx(0.5)
+    assert schedule.rate(99) == pytest.approx(0.025)
+    with pytest.raises(ValueError, match="no schedule"):
+        FitConfig(0)
+
+
+def test_divergence_and_distance_are_those_of_the_definition():
+    a, b = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 3.0]]).log_softmax(-1)
+    p = b.exp()
+    assert float(divergence(a, b)) == pytest.approx(float((0.5 * (0.5 / p).log()).sum()), abs=1e-6)
+    assert float(total_variation(a, b)) == pytest.approx(float((p - 0.5).abs().sum() / 2), abs=1e-6)
+    assert float(divergence(a, a)) == pytest.approx(0, abs=1e-6)
+
+
+def test_distillation_brings_the_draft_to_the_target(course: Course, make_tiny: MakeTiny, tmp_path: Path):
+    target, draft = make_tiny(0), make_tiny(1)
+    Fit(target, course, text_loss, config(40), tmp_path / "target").run()
+    batches = [course.batch(0)]
+    before = agreement(target, draft, batches)
+    Fit(draft, course, distil_loss(target), config(60), tmp_path / "draft").run()
+    after = agreement(target, draft, batches)
+    assert after["kl"] < before["kl"] / 2
+    assert after["top1"] > before["top1"]
+    assert after["tv"] < before["tv"]

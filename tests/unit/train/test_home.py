@@ -1,0 +1,116 @@
+"""Cleaning of smart-home rows, and the shortening of houses."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from outrider_cloud.train import home
+from outrider_cloud.train.corpus import Call, CorpusError, is_held_out
+from unit.train.rows import home_row, write_rows
+
+COLORS = frozenset({"saddlebrown", "red"})
+
+
+def cleaned(row: dict[str, Any]) -> home.HomeRow:
+    return home.clean(row, COLORS)
+
+
+def test_a_colour_becomes_an_argument_and_fills_its_placeholder():
+    request = "turn kitchen lights red"
+    row = cleaned(
+        home_row(request, "making it <color>", ("HassTurnOn", {"name": "kitchen lights"}), "it's <color> now")
+    )
+    assert row.turns[1].content == "Making it red"
+    assert row.turns[1].calls == (Call("HassLightSet", {"name": "Kitchen Lights", "color": "red"}),)
+    assert [turn.content for turn in row.turns[2:]] == ["Success", "It's red now"]
+
+
+def test_the_number_in_the_request_fills_brightness():
+    row = cleaned(home_row("dim kitchen lights to 40", "<brightness>%", ("HassTurnOn", {"name": "Kitchen Lights"})))
+    assert row.turns[1].content == "40%"
+    assert row.turns[1].calls[0].arguments == {"name": "Kitchen Lights", "brightness": 40}
+
+
+@pytest.mark.parametrize("name", ["blinds.kitchen", "garage_door.kitchen", "cover.kitchen", "kitchen blinds"])
+def test_a_cover_under_any_domain_becomes_its_friendly_name(name: str):
+    row = cleaned(home_row(f"open {name}", f"opening {name} now", ("HassTurnOn", {"name": name})))
+    assert row.turns[1].calls[0].arguments["name"] == "Kitchen Blinds"
+    assert "kitchen blinds" in row.turns[1].content.lower()
+
+
+def test_a_vacuum_start_on_a_timer_starts_the_timer():
+    request = "set the oven timer for five minutes."
+    row = cleaned(home_row(request, "set for <duration>", ("HassVacuumStart", {"name": "Oven timer"})))
+    assert row.turns[1].calls[0] == Call("HassStartTimer", {"name": "Oven timer", "duration": "five minutes"})
+    assert row.turns[1].content == "Set for five minutes"
+
+
+def test_a_device_outside_of_the_house_drops_the_row():
+    with pytest.raises(home.Unusable, match="not in the house"):
+        cleaned(home_row("turn on the spa", "on it", ("HassTurnOn", {"name": "Spa"})))
+
+
+def test_a_placeholder_without_a_value_drops_the_row():
+    with pytest.raises(home.Unusable, match="<color>"):
+        cleaned(home_row("turn kitchen lights nice", "<color>", ("HassTurnOn", {"name": "Kitchen Lights"})))
+
+
+def test_rows_are_dropped_by_reason_and_broken_rows_are_named(tmp_path: Path):
+    good = home_row("is the den lock locked", "the den lock is locked")
+    failed = home_row("turn on the spa", "on it", ("HassTurnOn", {"name": "Spa"}))
+    write_rows(tmp_path / home.FILE, [good, failed])
+    rows, dropped = home.read_home(tmp_path)
+    assert len(rows) == 1
+    assert dropped == {"device is not in the house": 1}
+    write_rows(tmp_path / home.FILE, [good, {"messages": [{"role": "system", "content": ""}]}])
+    with pytest.raises(CorpusError, match=r"zst:2: not a smart-home chat"):
+        home.read_home(tmp_path)
+
+
+def test_a_short_house_holds_what_the_chat_is_about_and_is_the_same_for_the_same_salt():
+    row = cleaned(home_row("is the den lock locked", "the den lock is locked"))
+    houses = {home.shorten(row, salt) for salt in range(20)}
+    assert len(houses) > 5
+    assert all("Den Lock" in chat.devices and len(chat.devices) <= 14 for chat in houses)
+    assert home.shorten(row, 3) == home.shorten(row, 3)
+
+
+def test_no_second_device_of_the_kind_where_the_request_names_none():
+    row = cleaned(
+        home_row(
+            "make it 20 degrees", "ok", ("HassClimateSetTemperature", {"name": "Zen Thermostat", "temperature": 20})
+        )
+    )
+    for salt in range(20):
+        assert "Lux Thermostat" not in home.shorten(row, salt).devices
+
+
+def test_an_invented_name_stands_everywhere():
+    row = cleaned(
+        home_row("turn off the kitchen lights", "kitchen lights off", ("HassTurnOff", {"name": "Kitchen Lights"}))
+    )
+    variants = [home.vary(row, ["Blue", "Tower", "Garden"], salt) for salt in range(40)]
+    renamed = [variant for variant in variants if variant.named != row.named]
+    assert 3 < len(renamed) < 25
+    for variant in renamed:
+        name = variant.named[0].name
+        assert variant.turns[1].calls[0].arguments["name"] == name
+        assert name.lower() in variant.request.lower()
+        assert name.lower() in variant.turns[1].content.lower()
+        assert name in home.shorten(variant, 0).devices
+
+
+def test_no_held_out_request_is_trained_on():
+    rows = [
+        cleaned(home_row(f"turn on kitchen lights {n}", "ok", ("HassTurnOn", {"name": "Kitchen Lights"})))
+        for n in range(400)
+    ]
+    training, held_out = home.split(rows)
+    assert len(training) + len(held_out) == 400
+    assert held_out
+    held = {row.request.lower() for row in held_out}
+    for epoch in range(3):
+        for row, chat in zip(training, home.training_chats(training, epoch), strict=True):
+            assert row.request.lower() not in held
+            assert not is_held_out(row.request)
+            assert chat.messages[1].content.lower() not in held
