@@ -1,0 +1,37 @@
+"""Puts an engine together from a model folder and a configuration; what `cloud serve`, `generate` and benches share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from outrider_cloud.engine.engine import Engine
+from outrider_cloud.engine.runner import ModelRunner
+from outrider_cloud.kernels.platform import cpu_platform
+from outrider_cloud.model.loading import load_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from outrider_cloud.engine.config import EngineConfig
+    from outrider_cloud.model.loading import LoadedModel
+
+
+def build_engine(model: str | Path | LoadedModel, config: EngineConfig, *, threads: int = 0) -> Engine:
+    """An engine on the CPU platform.
+
+    Args:
+        model: A Hugging Face folder, `bundled`, or a model that is loaded already.
+        config: Sizes and policies.
+        threads: Threads of a step; 0 leaves torch's own choice.
+
+    Raises:
+        ConfigError: if the folder is no model.
+        ModelError: if the model cannot be served exactly.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    loaded = load_model(model) if isinstance(model, str) or hasattr(model, "joinpath") else model
+    runner = ModelRunner(loaded, cpu_platform(exact=config.exact), config)
+    return Engine(runner, config)

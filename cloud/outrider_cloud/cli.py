@@ -1,0 +1,161 @@
+"""`outrider cloud`: serve the verifier, or generate without a network."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import structlog
+
+from outrider_shared.cli import TypedErrors
+from outrider_shared.errors import ConfigError
+from outrider_shared.logs import configure_logs
+from outrider_shared.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from outrider_cloud.engine.config import EngineConfig
+
+_log = structlog.get_logger(__name__)
+
+
+@click.group(cls=TypedErrors)
+def cloud() -> None:
+    """The cloud side: the full model and its service."""
+    configure_logs()
+
+
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Flags of the engine, shared by the commands that run one."""
+    from outrider_cloud.engine.config import EngineConfig  # noqa: PLC0415 - keeps `--help` quick
+
+    defaults = EngineConfig()
+    for option in (
+        click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads of a step; 0: torch's choice."),
+        click.option("--row-budget", type=click.IntRange(1), default=defaults.row_budget, show_default=True, help="Most rows of a step."),
+        click.option("--bucket", type=click.IntRange(1), default=defaults.bucket, show_default=True, help="Rows of every step with --exact."),
+        click.option("--kv-tokens", type=click.IntRange(1), default=defaults.kv_tokens, show_default=True, help="Tokens whose KV is held."),
+        click.option("--exact/--no-exact", default=defaults.exact, show_default=True, help="Rows bit for bit the same whatever surrounds them; costs compute on a CPU."),
+        click.option("--model", default="bundled", show_default=True, help="Hugging Face folder, or 'bundled'."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Flags of the sampling rule."""
+    for option in (
+        click.option("--seed", type=int, default=0, show_default=True, help="Key of the noise."),
+        click.option("--min-p", type=float, default=0.0, help="Keep tokens this fraction as likely as the likeliest; 0: off."),
+        click.option("--top-p", type=float, default=1.0, help="Keep the likeliest tokens up to this mass; 1: off."),
+        click.option("--top-k", type=int, default=0, help="Keep the k likeliest tokens; 0: off."),
+        click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy."),
+        click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True, help="Tokens to generate at most."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@cloud.command()
+@engine_options
+@click.option("--listen", default="127.0.0.1:50061", show_default=True, help="HOST:PORT; port 0 takes a free one.")
+@click.option("--tls-cert", type=click.Path(path_type=Path), help="PEM chain of this server.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="PEM key of this server.")
+@click.option("--tls-client-ca", type=click.Path(path_type=Path), help="Ask every device for a certificate of this CA.")
+@click.option("--insecure", is_flag=True, help="Allow plaintext beyond loopback.")
+@click.option("--max-sessions", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--max-sessions-per-device", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--hold-ms", type=click.FloatRange(0), default=250.0, show_default=True, help="Longest wait for drafts.")
+@click.option("--lease-s", type=click.FloatRange(0), default=30.0, show_default=True, help="KV of a broken stream.")
+@click.option("--drain-s", type=click.FloatRange(0), default=20.0, show_default=True, help="Time to finish on SIGTERM.")
+@click.option("--ready-file", type=click.Path(path_type=Path), help="Write the address here once serving.")
+def serve(ready_file: Path | None, **flags: Any) -> None:
+    """Serve the verifier until SIGTERM."""
+    from outrider_cloud.build import build_engine  # noqa: PLC0415 - torch is slow to import
+    from outrider_cloud.service.config import ServiceConfig  # noqa: PLC0415
+    from outrider_cloud.service.server import Server  # noqa: PLC0415
+
+    config = ServiceConfig(
+        listen=flags["listen"],
+        tls=_tls(flags["tls_cert"], flags["tls_key"], flags["tls_client_ca"]),
+        insecure=flags["insecure"],
+        max_sessions_per_device=flags["max_sessions_per_device"],
+        drain_s=flags["drain_s"],
+    )
+    engine = build_engine(flags["model"], _engine_config(flags), threads=flags["threads"])
+
+    def ready(address: str) -> None:
+        if ready_file is not None:
+            partial = ready_file.with_name(ready_file.name + ".partial")
+            partial.write_text(address)
+            partial.replace(ready_file)
+        click.echo(f"serving {engine.runner.loaded.name} on {address}", err=True)
+
+    async def run() -> None:
+        await Server(engine, config).serve_until_signal(ready)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(run())
+
+
+@cloud.command()
+@engine_options
+@sampling_options
+@click.option("--prompt", required=True, help="Text to continue, or with --chat the user's words.")
+@click.option("--chat", is_flag=True, help="Wrap the prompt with the model's chat template.")
+@click.option("--ignore-eos", is_flag=True, help="Go on past the model's end tokens.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def generate(prompt: str, *, chat: bool, ignore_eos: bool, as_json: bool, **flags: Any) -> None:
+    """Decode plainly, without network and drafts: the reference for every session."""
+    from outrider_cloud import generate as plain  # noqa: PLC0415 - torch is slow to import
+    from outrider_cloud.build import build_engine  # noqa: PLC0415
+    from outrider_shared.chat import render_chat  # noqa: PLC0415
+
+    params = SamplingParams(*(flags[name] for name in ("temperature", "top_k", "top_p", "min_p", "seed")))
+    engine = build_engine(flags["model"], _engine_config(flags), threads=flags["threads"])
+    loaded = engine.runner.loaded
+    text = render_chat(loaded.chat_template, [{"role": "user", "content": prompt}]) if chat else prompt
+    ids = loaded.tokenizer.encode(text).ids
+    answer = plain.generate(engine, ids, params, flags["max_tokens"], ignore_eos=ignore_eos)
+    result = {
+        "text": loaded.tokenizer.decode(answer.tokens, skip_special_tokens=True),
+        "token_ids": answer.tokens,
+        "cloud_steps": answer.usage.steps,
+        "tokens_per_step": len(answer.tokens) / max(1, answer.usage.steps),
+        "finish": answer.finish,
+        "wall_s": answer.wall_s,
+    }
+    click.echo(json.dumps(result) if as_json else result["text"])
+
+
+def _engine_config(flags: dict[str, Any]) -> EngineConfig:
+    from outrider_cloud.engine.config import EngineConfig  # noqa: PLC0415 - keeps `--help` quick
+
+    names = ("exact", "kv_tokens", "bucket", "row_budget", "max_sessions", "lease_s")
+    given = {name: flags[name] for name in names if name in flags}
+    if "hold_ms" in flags:
+        given["hold_s"] = flags["hold_ms"] / 1e3
+    return EngineConfig(**given)
+
+
+def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> Any:
+    from outrider_cloud.service.config import TlsFiles  # noqa: PLC0415 - keeps `--help` quick
+
+    if certificate is None and key is None:
+        if client_ca is not None:
+            raise ConfigError("--tls-client-ca needs --tls-cert and --tls-key")
+        return None
+    if certificate is None or key is None:
+        raise ConfigError("--tls-cert and --tls-key belong together")
+    return TlsFiles(certificate, key, client_ca)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    cloud()

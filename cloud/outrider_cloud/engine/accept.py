@@ -1,0 +1,32 @@
+"""The accept walk: follow the target's own choices through a tree as far as it drafted them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from outrider_shared.tree import Node
+
+
+def accept(nodes: Sequence[Node], chosen: Sequence[int]) -> tuple[list[int], list[int], bool]:
+    """Tokens that one step commits for a session.
+
+    Args:
+        nodes: The draft nodes that ran, parents before children.
+        chosen: The token that the target chose after the root row, then after each node: [1 + nodes].
+
+    Returns:
+        The tokens (the accepted path and the correction or bonus), and the row offsets (0 = root, i + 1 = nodes[i])
+        that chose them; and whether drafts hung below the last of those rows, all refused.
+    """
+    ran = {id(node): offset for offset, node in enumerate(nodes, 1)}
+    below: dict[tuple[int, int], Node] = {}
+    for node in nodes:
+        below[ran.get(id(node.parent), 0), node.token] = node
+    tokens, offsets = [chosen[0]], [0]
+    while (node := below.get((offsets[-1], tokens[-1]))) is not None:
+        offsets.append(ran[id(node)])
+        tokens.append(chosen[offsets[-1]])
+    return tokens, offsets, any(parent == offsets[-1] for parent, _ in below)

@@ -1,0 +1,350 @@
+"""The conductor: `step` is schedule, reserve, run, commit. Single-threaded; `thread` puts it beside an event loop.
+
+Rules:
+    * Only `step` commits, and only what the target itself chose.
+    * One session's fault ends that session alone. A fault of the model ends the sessions of that step, nothing else.
+    * A preempted session keeps its log and is computed again: never lost, never different.
+    * The oldest running session always finds memory, so the engine always makes progress.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from outrider_cloud.engine import schedule
+from outrider_cloud.engine.accept import accept
+from outrider_cloud.engine.batch import lay_out
+from outrider_cloud.engine.blocks import BlockPool
+from outrider_cloud.engine.events import Committed, Failed, Finish, Opened, Request, Sink
+from outrider_cloud.engine.session import Session, State
+from outrider_cloud.engine.stats import EngineStats
+from outrider_cloud.kernels.sampling import log_probability
+from outrider_shared import wire
+from outrider_shared.errors import DraftError, InternalError, LimitError, OutriderError, PromptError, ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import torch
+
+    from outrider_cloud.engine.config import EngineConfig
+    from outrider_cloud.engine.runner import ModelRunner
+    from outrider_cloud.engine.schedule import Work
+    from outrider_shared.ids import SessionId
+    from outrider_wire.v1 import verifier_pb2 as pb
+
+# Dead nodes keep their number, so a stream's nodes are bounded even if none of them is ever pending for long.
+_NODES_PER_TOKEN = 64
+
+
+class Engine:
+    """Many sessions over one model.
+
+    Args:
+        runner: The model with its KV memory.
+        config: Sizes and policies; the same that the runner was made with.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(self, runner: ModelRunner, config: EngineConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self.runner = runner
+        self.config = config
+        self.pool = BlockPool(config.blocks, config.block_size)
+        self.sessions: dict[SessionId, Session] = {}
+        self.stats = EngineStats()
+        self._clock = clock
+        self._arrivals = 0
+        self._stop_of = runner.loaded.eos
+
+    # ---- sessions -----------------------------------------------------------------------------------------------
+
+    def open(self, request: Request, sink: Sink) -> None:
+        """Accept a session; its sink gets `Opened` at once.
+
+        Raises:
+            PromptError: if the prompt or a committed token cannot be run by this model.
+            LimitError: if there are too many sessions, or this one could never fit into the KV memory.
+            ProtocolError: if the id is in use.
+        """
+        if request.session_id in self.sessions:
+            raise ProtocolError(f"session {request.session_id} is open already")
+        self._admissible(request)
+        self._arrivals += 1
+        session = Session(request, self._arrivals, sink)
+        session.hold_since = self._clock()
+        self.sessions[request.session_id] = session
+        self._admit()
+        sink(Opened(request.session_id, len(session.log), session.computed))
+        if request.committed:
+            self._finish_if_due(session)
+
+    def resume(self, session_id: SessionId, committed: Sequence[int], sink: Sink) -> bool:
+        """Give a held session to a new stream, which numbers its nodes from 0 again.
+
+        Returns:
+            Whether the session is held and its log agrees with what the new stream knows; if not, nothing changed.
+        """
+        session = self.sessions.get(session_id)
+        known = [] if session is None else [*session.request.prompt, *committed]
+        if session is None or session.log[: len(known)] != known:
+            return False
+        session.tree.clear()
+        session.tree = type(session.tree)(session.log)
+        session.sink, session.lease_end = sink, float("inf")
+        session.hold_since, session.more_drafts = self._clock(), False
+        sink(Opened(session_id, len(session.log), min(session.computed, len(session.request.prompt))))
+        if session.finish is not None:
+            sink(self._committed(session, len(known), steps=0))
+            self._drop(session)
+            return True
+        session.state = State.RUNNING if session.blocks else State.WAITING
+        if len(session.log) > len(known):
+            sink(self._committed(session, len(known), steps=0))
+        return True
+
+    def park(self, session_id: SessionId) -> None:
+        """The stream broke: keep the session, without a place in the schedule, until its lease ends."""
+        session = self.sessions.get(session_id)
+        if session is None:
+            return
+        session.lease_end = self._clock() + self.config.lease_s
+        session.sink = _nowhere
+        if session.state is not State.FINISHED:
+            session.state = State.PARKED
+
+    def close(self, session_id: SessionId) -> None:
+        """Forget a session and free its memory; an unknown id is no error, it may have ended by itself."""
+        session = self.sessions.get(session_id)
+        if session is not None:
+            self._drop(session)
+
+    def cancel(self, session_id: SessionId) -> None:
+        """End a session as its owner asked; the last event says so."""
+        session = self.sessions.get(session_id)
+        if session is not None and session.finish is None:
+            session.finish = Finish.CANCELLED
+            session.sink(self._committed(session, len(session.log), steps=0))
+            self._drop(session)
+
+    def draft(self, session_id: SessionId, message: pb.Draft) -> None:
+        """Append draft nodes; whatever is wrong with them ends this session with an error event."""
+        session = self.sessions.get(session_id)
+        if session is None or session.state is State.FINISHED:
+            return
+        try:
+            wire.append_draft(session.tree, message, self.runner.loaded.vocabulary)
+            self._check_tree(session)
+        except OutriderError as error:
+            self._fail(session, error)
+            return
+        session.more_drafts = message.more
+        session.no_drafts = not message.more and message.count == 0
+
+    # ---- the loop -----------------------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """Run one batch; returns whether there was anything to do."""
+        started = self._clock()
+        self._expire(started)
+        self._admit()
+        works = self._reserve(schedule.plan(self.sessions.values(), self.config, started))
+        if not works:
+            return False
+        batch = lay_out(works)
+        try:
+            run_started = self._clock()
+            logits = self.runner.run(batch)
+            run_ended = self._clock()
+            bad = _rows_with_nan(logits)
+            chosen = self.runner.platform.sampler.choose(logits, batch.choosing, batch.params)
+        except Exception as error:  # noqa: BLE001 - whatever a model throws must not stop the other sessions
+            for work in works:
+                self._fail(work.session, InternalError(f"the model failed in this step: {error}"))
+            return True
+        self._commit(works, logits, chosen, bad)
+        self.stats.add(len(batch.tokens), run_ended - run_started, self._clock() - started)
+        return True
+
+    def idle_until(self) -> float:
+        """When `step` may have something to do without further input: a holding session's or a lease's end."""
+        leases = (s.lease_end for s in self.sessions.values())
+        return min(schedule.next_hold_end(self.sessions.values(), self.config), min(leases, default=float("inf")))
+
+    def _admissible(self, request: Request) -> None:
+        loaded, log = self.runner.loaded, [*request.prompt, *request.committed]
+        live = sum(1 for s in self.sessions.values() if s.state is not State.FINISHED)
+        if live >= self.config.max_sessions:
+            raise LimitError(f"{live} sessions are open", hint="this service takes no more; try later")
+        if not request.prompt:
+            raise PromptError("the prompt is empty", hint="send at least one token")
+        if len(request.prompt) >= loaded.context_length:
+            raise PromptError(
+                f"the prompt has {len(request.prompt)} tokens", hint=f"the context holds {loaded.context_length}"
+            )
+        if len(log) > loaded.context_length:
+            raise PromptError(f"prompt and committed tokens are {len(log)}, the context holds {loaded.context_length}")
+        worst = max(log)
+        if worst >= loaded.vocabulary or min(log) < 0:
+            raise PromptError(f"token id {worst if worst >= loaded.vocabulary else min(log)} is outside the vocabulary",
+                              hint=f"ids are below {loaded.vocabulary}")  # fmt: skip
+        most = min(len(request.prompt) + request.max_tokens, loaded.context_length)
+        if most > self.config.blocks * self.config.block_size:
+            raise LimitError(f"prompt and answer need KV for {most} tokens, the pool holds {self.config.kv_tokens}",
+                             hint="ask for fewer tokens, or serve with a larger --kv-tokens")  # fmt: skip
+
+    def _check_tree(self, session: Session) -> None:
+        pending, most = session.tree.pending, self.config.max_nodes
+        if pending > most:
+            raise DraftError(f"{pending} draft nodes are pending", hint=f"at most {most} may be")
+        sent, allowed = len(session.tree), most + _NODES_PER_TOKEN * session.request.max_tokens
+        if sent > allowed:
+            raise DraftError(f"{sent} nodes were drafted for an answer of at most {session.request.max_tokens} tokens",
+                             hint=f"at most {allowed} are taken on one stream")  # fmt: skip
+
+    def _admit(self) -> None:
+        """Give waiting sessions KV, oldest first; nobody overtakes one that does not fit yet."""
+        waiting = [s for s in self.sessions.values() if s.state is State.WAITING]
+        for session in sorted(waiting, key=lambda s: s.arrival):
+            needed = session.blocks_for(len(session.log) + 1, self.config.block_size)
+            if needed > self.pool.free and any(s.state is State.RUNNING for s in self.sessions.values()):
+                return
+            session.adopt_prefix(self.pool)
+            session.usage.cached_tokens += session.computed
+            session.state = State.RUNNING
+
+    def _reserve(self, works: list[schedule.Work]) -> list[Work]:
+        """Find slots for each work in turn, shrinking drafts first and preempting younger sessions last."""
+        reserved: list[Work] = []
+        for work in works:
+            if work.session.state is not State.RUNNING:
+                continue
+            if not self._has_room(work):
+                work.nodes.clear()
+            while not self._has_room(work) and (victim := self._victim(work.session)) is not None:
+                reserved = [w for w in reserved if w.session is not victim]
+                self._preempt(victim)
+            if self._has_room(work):
+                missing = work.session.blocks_for(work.rows, self.config.block_size)
+                work.session.adopt(self.pool.allocate(missing), self.config.block_size)
+                reserved.append(work)
+        return reserved
+
+    def _has_room(self, work: Work) -> bool:
+        return work.session.blocks_for(work.rows, self.config.block_size) <= self.pool.free
+
+    def _victim(self, session: Session) -> Session | None:
+        """Whose KV to take: parked sessions first, then the youngest; never an older one than `session`."""
+        holders = [s for s in self.sessions.values() if s.blocks and s is not session]
+        parked = [s for s in holders if s.state is State.PARKED]
+        younger = [s for s in holders if s.arrival > session.arrival and s.state is State.RUNNING]
+        return max(parked or younger, key=lambda s: s.arrival, default=None)
+
+    def _preempt(self, session: Session) -> None:
+        session.drop_kv(self.pool)
+        session.usage.preemptions += 1
+        self.stats.preemptions += 1
+        if session.state is State.RUNNING:
+            session.state = State.WAITING
+
+    def _commit(self, works: list[Work], logits: torch.Tensor, chosen: list[int], bad: set[int]) -> None:
+        first = 0
+        for work in works:
+            count = 1 + len(work.nodes) if work.decodes else 0
+            rows = range(first, first + count)
+            first += count
+            work.session.last_step = self.stats.steps + 1
+            work.session.usage.prefill_rows += work.sure - (1 if work.decodes else 0)
+            if bad.intersection(rows):
+                self._fail(work.session, InternalError("the model's logits are not numbers for this session"))
+            elif not work.decodes:
+                work.session.computed += work.sure
+                work.session.seal(self.pool)
+            else:
+                self._extend(work, logits[rows.start : rows.stop], chosen[rows.start : rows.stop])
+
+    def _extend(self, work: Work, logits: torch.Tensor, chosen: list[int]) -> None:
+        """Commit what the target chose for one session and keep the KV of the accepted branch."""
+        session, before = work.session, len(work.session.log)
+        tokens, offsets, refused = accept(work.nodes, chosen)
+        for taken, token in enumerate(tokens, 1):
+            session.tree.advance(token)
+            session.finish = session.finish_of(self._stop_of, self.runner.loaded.context_length)
+            if session.finish is not None:
+                tokens, offsets = tokens[:taken], offsets[:taken]
+                break
+        self._keep_branch(session, before - 1, offsets)
+        session.computed = len(session.log) - 1
+        session.seal(self.pool)
+        session.usage.steps += 1
+        session.usage.rows += work.rows
+        session.usage.accepted += len(tokens) - 1
+        self.stats.committed += len(tokens)
+        if work.nodes:
+            session.learn(len(offsets) - 1, refused=refused)
+        session.hold_since, session.no_drafts = self._clock(), False
+        logprobs: tuple[float, ...] = ()
+        if session.request.logprobs:
+            logprobs = tuple(log_probability(logits[offsets], tokens))
+        session.sink(self._committed(session, before, logprobs=logprobs))
+        if session.finish is not None:
+            self._retire(session)
+
+    def _keep_branch(self, session: Session, root: int, offsets: list[int]) -> None:
+        """Move the accepted nodes' KV behind the root's; a chain lies there already."""
+        moves = [(offset, depth) for depth, offset in enumerate(offsets) if offset != depth]
+        if moves:
+            slots = session.slots
+            self.runner.kv.move([int(slots[root + o]) for o, _ in moves], [int(slots[root + d]) for _, d in moves])
+
+    def _committed(
+        self, session: Session, known: int, *, steps: int = 1, logprobs: tuple[float, ...] = ()
+    ) -> Committed:
+        """The event for the log's tokens from index `known` on."""
+        node = session.tree.last_agreed
+        agreed = node is not None and node.position >= known
+        return Committed(
+            session.request.session_id,
+            tuple(session.log[known:]),
+            len(session.log),
+            accepted=node.number if agreed and node is not None else -1,
+            known=node.position + 1 - known if agreed and node is not None else 0,
+            steps=steps,
+            finish=session.finish,
+            logprobs=logprobs,
+            usage=session.usage if session.finish is not None else None,
+        )
+
+    def _finish_if_due(self, session: Session) -> None:
+        session.finish = session.finish_of(self._stop_of, self.runner.loaded.context_length)
+        if session.finish is not None:
+            session.sink(self._committed(session, len(session.log), steps=0))
+            self._retire(session)
+
+    def _retire(self, session: Session) -> None:
+        """Free a finished session's KV (its full blocks stay in the prefix cache) and keep its log for a late resume."""
+        session.drop_kv(self.pool)
+        session.state = State.FINISHED
+        session.lease_end = min(session.lease_end, self._clock() + self.config.lease_s)
+
+    def _fail(self, session: Session, error: OutriderError) -> None:
+        session.sink(Failed(session.request.session_id, error))
+        self._drop(session)
+
+    def _drop(self, session: Session) -> None:
+        session.drop_kv(self.pool)
+        session.state = State.FINISHED
+        del self.sessions[session.request.session_id]
+
+    def _expire(self, now: float) -> None:
+        for session in [s for s in self.sessions.values() if now >= s.lease_end]:
+            self._drop(session)
+
+
+def _rows_with_nan(logits: torch.Tensor) -> set[int]:
+    rows = logits.isnan().any(-1)
+    return set(rows.nonzero().flatten().tolist()) if bool(rows.any()) else set()
+
+
+def _nowhere(_: object) -> None:
+    """Sink of a session without a stream."""

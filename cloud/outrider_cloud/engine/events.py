@@ -1,0 +1,122 @@
+"""What goes into the engine and what comes out of it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from outrider_shared.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from outrider_shared.errors import OutriderError
+    from outrider_shared.ids import SessionId
+
+
+class Pace(enum.Enum):
+    """What the engine does for a session without a usable draft."""
+
+    AHEAD = "ahead"
+    HOLD = "hold"
+
+
+class Finish(enum.Enum):
+    """Why a session ended."""
+
+    EOS = "eos"
+    STOP = "stop"
+    LENGTH = "length"
+    CONTEXT = "context"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One session as its owner asked for it.
+
+    Attributes:
+        session_id: Unique among open sessions.
+        prompt: Token ids, at least one.
+        max_tokens: Tokens to generate at most.
+        params: How tokens are chosen.
+        committed: Tokens that were committed before (resume).
+        stop: Token ids that end the answer, besides the model's own.
+        ignore_eos: Go on past the model's own end tokens.
+        pace: What to do without drafts.
+        logprobs: Whether to report log-probabilities.
+    """
+
+    session_id: SessionId
+    prompt: tuple[int, ...]
+    max_tokens: int
+    params: SamplingParams = field(default_factory=SamplingParams)
+    committed: tuple[int, ...] = ()
+    stop: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    pace: Pace = Pace.AHEAD
+    logprobs: bool = False
+
+
+@dataclass(slots=True)
+class Usage:
+    """What a session cost so far; the fields of the wire's `Usage`."""
+
+    steps: int = 0
+    rows: int = 0
+    prefill_rows: int = 0
+    cached_tokens: int = 0
+    accepted: int = 0
+    preemptions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The session is accepted.
+
+    Attributes:
+        length: Tokens of its log; more than the owner sent if the engine was ahead when the stream broke.
+        cached_tokens: Prompt tokens whose KV the engine holds.
+    """
+
+    session_id: SessionId
+    length: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The log grew.
+
+    Attributes:
+        tokens: What it grew by.
+        length: Its length now.
+        accepted: Number of the deepest draft node among the tokens; -1 if there is none.
+        known: How many of the tokens lie on that node's path.
+        steps: Engine steps that this took.
+        finish: Set with the last event of a session.
+        logprobs: One per token if asked for.
+        usage: Set with `finish`.
+    """
+
+    session_id: SessionId
+    tokens: tuple[int, ...]
+    length: int
+    accepted: int = -1
+    known: int = 0
+    steps: int = 1
+    finish: Finish | None = None
+    logprobs: tuple[float, ...] = ()
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The session ended with an error; no other session is affected."""
+
+    session_id: SessionId
+    error: OutriderError
+
+
+Event = Opened | Committed | Failed
+Sink = Callable[[Event], None]

@@ -1,0 +1,55 @@
+"""Runs the model over a batch: the only place that touches tensors of a step besides the kernels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from outrider_cloud.model.attention import StepContext
+
+if TYPE_CHECKING:
+    from outrider_cloud.engine.batch import Batch
+    from outrider_cloud.engine.config import EngineConfig
+    from outrider_cloud.kernels.platform import Platform
+    from outrider_cloud.model.loading import LoadedModel
+
+
+class ModelRunner:
+    """A loaded model with its KV memory.
+
+    Args:
+        loaded: The model, checked.
+        platform: Kernels of the device that it lives on.
+        config: Sizes; in exact mode every call has `config.bucket` rows.
+    """
+
+    def __init__(self, loaded: LoadedModel, platform: Platform, config: EngineConfig) -> None:
+        self.loaded = loaded
+        self.platform = platform
+        self._bucket = config.bucket if config.exact else 0
+        self.kv = platform.kv_pool(loaded.layers, config.blocks * config.block_size, loaded.dtype)
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> torch.Tensor:
+        """Store the rows' KV and compute logits: [sampled, vocab] in the model's dtype."""
+        rows, sampled = len(batch.tokens), len(batch.sampled)
+        padding = [0] * max(0, self._bucket - rows)
+        keep = batch.sampled + [0] * max(0, self._bucket - sampled)
+        context = StepContext(
+            self.kv,
+            torch.from_numpy(np.concatenate([s.slots for s in batch.segments])),
+            self.platform.attention.plan(batch.segments, rows + len(padding)),
+            self.loaded.layers,
+        )
+        out = self.loaded.model(
+            input_ids=torch.tensor([batch.tokens + padding]),
+            position_ids=torch.tensor([batch.positions + padding]),
+            use_cache=False,
+            # One row at least: with none, transformers would read an empty slice as "all".
+            logits_to_keep=torch.tensor(keep or [0]),
+            outrider=context,
+        )
+        logits: torch.Tensor = out.logits[0][:sampled]
+        return logits

@@ -1,0 +1,134 @@
+"""One session in the engine: its log, its draft tree, and which of its tokens have KV."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from outrider_cloud.engine.events import Finish, Pace, Usage
+from outrider_shared.tree import DraftTree
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from outrider_cloud.engine.blocks import BlockPool
+    from outrider_cloud.engine.events import Request, Sink
+
+
+_LEARNING_RATE = 0.1
+
+
+class State(enum.Enum):
+    """Where a session stands. Only a running one holds a place in the schedule."""
+
+    WAITING = "waiting"  # has no KV: new, or preempted; its log is whole
+    RUNNING = "running"
+    PARKED = "parked"  # its stream broke; kept until the lease ends
+    FINISHED = "finished"  # kept until its owner has the last commit, or the lease ends
+
+
+class Session:
+    """State of one session; owned by the engine's thread.
+
+    Token ranges of the log, half-open:
+        [0, computed)               have KV in `slots`
+        [computed, len(log))        sure rows, to be computed; at least one while running
+        beyond                      draft nodes; while a step runs they use the slots that follow
+
+    Args:
+        request: What was asked for.
+        arrival: Rank by age; the older session is served first when memory is short.
+        sink: Takes the session's events.
+    """
+
+    def __init__(self, request: Request, arrival: int, sink: Sink) -> None:
+        self.request = request
+        self.arrival = arrival
+        self.sink = sink
+        self.state = State.WAITING
+        self.log: list[int] = [*request.prompt, *request.committed]
+        self.tree = DraftTree(self.log)
+        self.computed = 0
+        self.blocks: list[int] = []
+        self.digests: list[bytes] = []
+        self.slots: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.usage = Usage()
+        self.finish: Finish | None = None
+        self.lease_end = float("inf")
+        self.hold_since = 0.0
+        self.more_drafts = False
+        self.no_drafts = False
+        self.last_step = 0
+        self.survival = 0.7
+
+    @property
+    def generated(self) -> int:
+        """Tokens committed beyond the prompt."""
+        return len(self.log) - len(self.request.prompt)
+
+    @property
+    def sure_rows(self) -> int:
+        """Log tokens without KV."""
+        return len(self.log) - self.computed
+
+    def holds(self, now: float, hold_s: float) -> bool:
+        """Whether the session waits for drafts rather than decode a token by itself."""
+        if self.request.pace is not Pace.HOLD or self.sure_rows > 1 or now >= self.hold_since + hold_s:
+            return False
+        if self.no_drafts or self.generated + 1 >= self.request.max_tokens:
+            return False
+        return self.more_drafts or not self.tree.children
+
+    def learn(self, accepted: int, *, refused: bool) -> None:
+        """Follow how often a drafted token survives, given that the one before it did (moving average)."""
+        trials = accepted + (1 if refused else 0)
+        if trials:
+            self.survival += _LEARNING_RATE * (accepted / trials - self.survival)
+
+    def blocks_for(self, rows: int, block_size: int) -> int:
+        """Blocks missing to hold `rows` more tokens behind the computed ones."""
+        return max(0, -(-(self.computed + rows) // block_size) - len(self.blocks))
+
+    def adopt(self, blocks: Sequence[int], block_size: int) -> None:
+        """Append blocks to the table."""
+        self.blocks.extend(blocks)
+        starts = np.asarray(blocks, np.int64)[:, None] * block_size
+        self.slots = np.concatenate((self.slots, (starts + np.arange(block_size)).reshape(-1)))
+
+    def adopt_prefix(self, pool: BlockPool) -> None:
+        """Start from what the prefix cache holds; the last token is computed anew, since its logits are needed."""
+        blocks, digests = pool.match(self.log[:-1])
+        self.adopt(blocks, pool.block_size)
+        self.digests = digests
+        self.computed = len(blocks) * pool.block_size
+
+    def seal(self, pool: BlockPool) -> None:
+        """Register blocks that became full."""
+        size = pool.block_size
+        while (len(self.digests) + 1) * size <= self.computed:
+            index = len(self.digests)
+            parent = self.digests[-1] if self.digests else b""
+            self.digests.append(pool.chain(parent, self.log[index * size : (index + 1) * size]))
+            pool.seal(self.blocks[index], self.digests[-1])
+
+    def drop_kv(self, pool: BlockPool) -> None:
+        """Give all blocks back; the log stays, so everything can be computed again."""
+        pool.release(self.blocks)
+        self.blocks, self.digests, self.computed = [], [], 0
+        self.slots = np.zeros(0, np.int64)
+
+    def finish_of(self, eos: frozenset[int], context_length: int) -> Finish | None:
+        """Why the session ends after its last token, if it does."""
+        if self.generated and self.log[-1] in self.request.stop:
+            return Finish.STOP
+        if self.generated and self.log[-1] in eos and not self.request.ignore_eos:
+            return Finish.EOS
+        if self.generated >= self.request.max_tokens:
+            return Finish.LENGTH
+        if len(self.log) >= context_length:
+            return Finish.CONTEXT
+        return None

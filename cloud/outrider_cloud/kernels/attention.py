@@ -1,0 +1,191 @@
+"""Paged tree attention in torch: each row sees its session's context, its ancestors in the step, and itself.
+
+Two references with one interface:
+
+`GroupedAttention` is the fast one on a CPU. Rows of a session go in groups that share one gather of its keys; a mask
+hides non-ancestors. A row's bits depend on the shapes around it.
+
+`ExactAttention` gives each row the same bits whatever surrounds it. Every row gathers its keys in log order through its
+ancestor list, in splits of a fixed size at fixed positions (split s holds positions [s * 64, (s + 1) * 64)), and the
+splits are reduced in order. Sums that the mask leaves empty add exact zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from outrider_cloud.kernels.kv import KvPool
+    from outrider_cloud.kernels.layout import LayerSpec, Segment
+
+GROUP_ROWS = 8
+SPLIT = 64
+# Finite, so that a padding row whose keys are all hidden gives a number and not NaN.
+_HIDDEN = -1e30
+
+
+class AttentionPlan(Protocol):
+    """Metadata of one step, made once and used by every layer."""
+
+    def attend(self, query: torch.Tensor, kv: KvPool, layer: int, spec: LayerSpec, sinks: torch.Tensor | None) -> torch.Tensor:
+        """Attention of all rows.
+
+        Args:
+            query: [q_heads, rows, k_dim], rotated.
+            kv: Holds the keys and values of the rows already.
+            layer: Index of the layer.
+            spec: Its shape.
+            sinks: [q_heads] or None.
+
+        Returns:
+            [rows, q_heads, v_dim] in the query's dtype; rows beyond the segments are arbitrary but finite.
+        """
+
+
+class PagedAttention(Protocol):
+    """Makes the plan of a step."""
+
+    def plan(self, segments: Sequence[Segment], rows: int) -> AttentionPlan:
+        """Plan for segments that cover the first rows of a batch of `rows` rows (the rest is padding)."""
+
+
+def _finish(scores: torch.Tensor, spec: LayerSpec) -> torch.Tensor:
+    scores = scores * spec.scale
+    return scores if spec.softcap is None else torch.tanh(scores / spec.softcap) * spec.softcap
+
+
+@dataclass
+class _GroupedPlan:
+    keys: torch.Tensor  # [groups * length] int64 slots
+    key_positions: torch.Tensor  # [groups, length]
+    row_positions: torch.Tensor  # [groups, GROUP_ROWS]
+    visible: torch.Tensor  # [groups, GROUP_ROWS, length] bool
+    take: torch.Tensor  # [groups * GROUP_ROWS] row of each place
+    place: torch.Tensor  # [rows] place of each row
+    masks: dict[int | None, torch.Tensor]
+
+    def mask(self, window: int | None) -> torch.Tensor:
+        """[groups, 1, GROUP_ROWS, length] float32: 0 where visible."""
+        if window not in self.masks:
+            seen = self.visible
+            if window is not None:
+                seen = seen & (self.row_positions[:, :, None] - self.key_positions[:, None, :] < window)
+            self.masks[window] = torch.where(seen, 0.0, _HIDDEN)[:, None]
+        return self.masks[window]
+
+    def attend(self, query: torch.Tensor, kv: KvPool, layer: int, spec: LayerSpec, sinks: torch.Tensor | None) -> torch.Tensor:
+        groups, share = len(self.visible), spec.q_heads // spec.kv_heads
+        keys = kv.keys[layer].index_select(1, self.keys).view(spec.kv_heads, groups, -1, spec.k_dim).float()
+        values = kv.values[layer].index_select(1, self.keys).view(spec.kv_heads, groups, -1, spec.v_dim).float()
+        # [kv_heads, share, groups, GROUP_ROWS, dim] -> [kv_heads, groups, share * GROUP_ROWS, dim]
+        packed = query.float().index_select(1, self.take).view(spec.kv_heads, share, groups, GROUP_ROWS, spec.k_dim)
+        packed = packed.transpose(1, 2).reshape(spec.kv_heads, groups, share * GROUP_ROWS, spec.k_dim)
+        scores = _finish(packed @ keys.transpose(-1, -2), spec)
+        scores = scores.view(spec.kv_heads, groups, share, GROUP_ROWS, -1) + self.mask(spec.window)
+        if sinks is not None:
+            column = sinks.float().view(spec.kv_heads, 1, share, 1, 1).expand(*scores.shape[:-1], 1)
+            scores = torch.cat((scores, column), -1)
+        weights = scores.softmax(-1)[..., : keys.shape[2]].reshape(spec.kv_heads, groups, share * GROUP_ROWS, -1)
+        out = (weights @ values).view(spec.kv_heads, groups, share, GROUP_ROWS, spec.v_dim)
+        out = out.permute(1, 3, 0, 2, 4).reshape(groups * GROUP_ROWS, spec.q_heads, spec.v_dim)
+        return out.index_select(0, self.place).to(query.dtype)
+
+
+class GroupedAttention:
+    """Rows in groups that share a gather of their session's keys; see the module."""
+
+    def plan(self, segments: Sequence[Segment], rows: int) -> AttentionPlan:
+        """Plan for segments that cover the first rows of a batch of `rows` rows."""
+        groups = [(s, start) for s in segments for start in range(0, len(s.parents), GROUP_ROWS)]
+        length = max(len(s.context) + len(s.parents) for s, _ in groups)
+        keys = np.zeros((len(groups), length), np.int64)
+        key_positions = np.zeros((len(groups), length), np.int64)
+        row_positions = np.zeros((len(groups), GROUP_ROWS), np.int64)
+        visible = np.zeros((len(groups), GROUP_ROWS, length), np.bool_)
+        take = np.zeros((len(groups), GROUP_ROWS), np.int64)
+        place = np.zeros(rows, np.int64)
+        row = 0
+        for g, (segment, start) in enumerate(groups):
+            context, total = len(segment.context), len(segment.context) + len(segment.parents)
+            depths = np.asarray(segment.depths())
+            count = min(GROUP_ROWS, len(segment.parents) - start)
+            keys[g, :context], keys[g, context:total] = segment.context, segment.slots
+            key_positions[g, :context], key_positions[g, context:total] = np.arange(context), context + depths
+            row_positions[g, :count] = context + depths[start : start + count]
+            visible[g, :count, :context] = True
+            visible[g, :count, context:total] = segment.ancestors()[start : start + count]
+            take[g, :count] = np.arange(row, row + count)
+            place[row : row + count] = g * GROUP_ROWS + np.arange(count)
+            row += count
+        arrays = (keys.reshape(-1), key_positions, row_positions, visible, take.reshape(-1), place)
+        return _GroupedPlan(*(torch.from_numpy(a) for a in arrays), masks={})
+
+
+@dataclass
+class _ExactPlan:
+    keys: torch.Tensor  # [rows * splits * SPLIT] int64 slots in log order
+    lengths: torch.Tensor  # [rows] visible keys
+    splits: int
+    masks: dict[int | None, torch.Tensor]
+
+    def mask(self, window: int | None) -> torch.Tensor:
+        """[rows, splits, 1, SPLIT] float32: 0 where visible."""
+        if window not in self.masks:
+            position = torch.arange(self.splits * SPLIT).view(1, self.splits, 1, SPLIT)
+            lengths = self.lengths.view(-1, 1, 1, 1)
+            seen = position < lengths
+            if window is not None:
+                seen = seen & (position >= lengths - window)
+            self.masks[window] = torch.where(seen, 0.0, _HIDDEN)
+        return self.masks[window]
+
+    def attend(self, query: torch.Tensor, kv: KvPool, layer: int, spec: LayerSpec, sinks: torch.Tensor | None) -> torch.Tensor:
+        rows, share, heads = len(self.lengths), spec.q_heads // spec.kv_heads, spec.kv_heads
+        shape = (heads, rows, self.splits, SPLIT)
+        keys = kv.keys[layer].index_select(1, self.keys).view(*shape, spec.k_dim).float()
+        values = kv.values[layer].index_select(1, self.keys).view(*shape, spec.v_dim).float()
+        packed = query.float().view(heads, share, rows, 1, spec.k_dim).permute(0, 2, 3, 1, 4)
+        packed = packed.expand(heads, rows, self.splits, share, spec.k_dim).contiguous()
+        scores = _finish(packed @ keys.transpose(-1, -2), spec) + self.mask(spec.window)
+        top = scores.amax((2, 4), keepdim=True)
+        if sinks is not None:
+            sink = sinks.float().view(heads, 1, 1, share, 1)
+            top = torch.maximum(top, sink)
+        weights = torch.exp(scores - top)
+        sums, partial = weights.sum(-1, keepdim=True), weights @ values
+        total, out = sums[:, :, 0], partial[:, :, 0]
+        for split in range(1, self.splits):
+            total, out = total + sums[:, :, split], out + partial[:, :, split]
+        if sinks is not None:
+            total = total + torch.exp(sink - top)[:, :, 0]
+        return (out / total).permute(1, 0, 2, 3).reshape(rows, spec.q_heads, spec.v_dim).to(query.dtype)
+
+
+class ExactAttention:
+    """Every row by itself, in log order and fixed splits; see the module."""
+
+    def plan(self, segments: Sequence[Segment], rows: int) -> AttentionPlan:
+        """Plan for segments that cover the first rows of a batch of `rows` rows."""
+        lists: list[NDArray[np.int64]] = []
+        for segment in segments:
+            if segment.is_chain():
+                whole = np.concatenate((segment.context, segment.slots))
+                lists += [whole[: len(segment.context) + r + 1] for r in range(len(segment.parents))]
+            else:
+                paths = [segment.path_slots(r) for r in range(len(segment.parents))]
+                lists += [np.concatenate((segment.context, path)) for path in paths]
+        lengths = np.ones(rows, np.int64)
+        lengths[: len(lists)] = [len(keys) for keys in lists]
+        splits = -(-int(lengths.max()) // SPLIT)
+        keys = np.zeros((rows, splits * SPLIT), np.int64)
+        for row, slots in enumerate(lists):
+            keys[row, : len(slots)] = slots
+        return _ExactPlan(torch.from_numpy(keys.reshape(-1)), torch.from_numpy(lengths), splits, masks={})

@@ -1,0 +1,143 @@
+"""Reads a Hugging Face folder and makes sure that the engine can serve it exactly, before it takes a request."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from outrider_cloud.model import conformance, gate
+from outrider_cloud.model.attention import ATTENTION
+from outrider_cloud.model.probe import probe_layers
+from outrider_shared.errors import ConfigError, ModelError
+from outrider_shared.packs import tokenizer_fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from outrider_cloud.kernels.layout import LayerSpec
+
+BUNDLED = "bundled"
+# Large weight files are told apart by their size and both ends, so that a 70B model does not take minutes to name.
+_SAMPLE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A checked model with what the service tells about it.
+
+    Attributes:
+        name: Folder name.
+        model: The Hugging Face model with our attention.
+        tokenizer: Its tokenizer.
+        layers: Attention of each layer, as probed.
+        dtype: Of the weights, and of stored keys and values.
+        vocabulary: Rows of the output layer.
+        context_length: Most tokens of a log.
+        eos: Token ids that end an answer.
+        fingerprint: sha256 hex over configuration and weights.
+        tokenizer_sha256: Canonical fingerprint of the tokenizer, hex.
+        chat_template: Jinja text; empty if the folder has none.
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    layers: list[LayerSpec]
+    dtype: torch.dtype
+    vocabulary: int
+    context_length: int
+    eos: frozenset[int]
+    fingerprint: str
+    tokenizer_sha256: str
+    chat_template: str
+
+
+def bundled_model() -> Path:
+    """Folder of the target that ships with the package."""
+    return Path(str(files("outrider_cloud") / "bundled" / "target"))
+
+
+def load_model(path: str | Path, dtype: torch.dtype = torch.float32, *, check: bool = True) -> LoadedModel:
+    """Load a folder, or the bundled model for the name `bundled`.
+
+    Raises:
+        ConfigError: if the folder is not a Hugging Face model with a tokenizer.
+        ModelError: if the model cannot be served exactly, or its weights cannot be read.
+    """
+    folder = bundled_model() if str(path) == BUNDLED else Path(path)
+    for needed in ("config.json", "tokenizer.json"):
+        if not (folder / needed).is_file():
+            raise ConfigError(f"{folder} has no {needed}", hint="give a Hugging Face model folder")
+    config = _read(folder, lambda: AutoConfig.from_pretrained(folder))
+    gate.check(config)
+    if check:
+        conformance.check(config)
+    load: Any = lambda: AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=ATTENTION)  # noqa: E731
+    model: PreTrainedModel = _read(folder, load).eval()
+    model.requires_grad_(False)  # noqa: FBT003 - torch's own signature
+    text, tokenizer_json = config.get_text_config(), (folder / "tokenizer.json").read_bytes()
+    tokenizer = _read(folder, lambda: Tokenizer.from_str(tokenizer_json.decode()))
+    if tokenizer.get_vocab_size() > text.vocab_size:
+        raise ConfigError(
+            f"{folder}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {text.vocab_size}",
+            hint="tokenizer.json belongs to another model",
+        )
+    return LoadedModel(
+        name=folder.resolve().name if str(path) != BUNDLED else BUNDLED,
+        model=model,
+        tokenizer=tokenizer,
+        layers=probe_layers(model),
+        dtype=dtype,
+        vocabulary=text.vocab_size,
+        context_length=text.max_position_embeddings,
+        eos=_eos(folder, text),
+        fingerprint=fingerprint(folder),
+        tokenizer_sha256=tokenizer_fingerprint(tokenizer_json),
+        chat_template=_chat_template(folder),
+    )
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 hex over config.json and every weight file (its name, size, first and last MiB)."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}:".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLE_BYTES))
+            file.seek(max(0, size - _SAMPLE_BYTES))
+            digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _read(folder: Path, load: Any) -> Any:
+    try:
+        return load()
+    except Exception as error:
+        raise ModelError(f"{folder} cannot be read: {error}") from error
+
+
+def _eos(folder: Path, text: Any) -> frozenset[int]:
+    """End tokens of generation_config.json, which overrides the model's configuration as in transformers."""
+    path = folder / "generation_config.json"
+    value = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+    value = text.eos_token_id if value is None else value
+    ids = value if isinstance(value, list) else [value]
+    return frozenset(i for i in ids if isinstance(i, int) and 0 <= i < text.vocab_size)
+
+
+def _chat_template(folder: Path) -> str:
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text()
+    path = folder / "tokenizer_config.json"
+    template = json.loads(path.read_text()).get("chat_template") if path.is_file() else None
+    return template if isinstance(template, str) else ""

@@ -1,0 +1,76 @@
+"""What an operator can set of the service."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from outrider_shared.errors import ConfigError
+from outrider_shared.wire import MAX_MESSAGE_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files of the server.
+
+    Attributes:
+        certificate: The server's chain.
+        key: Its private key.
+        client_ca: With it, every device must present a certificate that it signed (mTLS); the CN names the device.
+    """
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+    def __post_init__(self) -> None:
+        for path in (self.certificate, self.key, self.client_ca):
+            if path is not None and not path.is_file():
+                raise ConfigError(f"TLS file {path} does not exist")
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceConfig:
+    """Where the service listens, and its bounds.
+
+    Attributes:
+        listen: HOST:PORT; port 0 takes a free one.
+        tls: Server certificate; None is plaintext.
+        insecure: Allow plaintext on an address that is not loopback.
+        max_nodes_per_message: Nodes in one Draft.
+        max_message_bytes: Size of one message from a device.
+        max_sessions_per_device: Streams of one certificate CN, or of one peer address without mTLS.
+        open_timeout_s: How long a new stream may take to send Open.
+        stall_timeout_s: How long a device may leave our messages unread before its stream is cut (and its KV leased).
+        drain_s: How long a stopping service lets sessions finish before it asks them to go on elsewhere.
+    """
+
+    listen: str = "127.0.0.1:0"
+    tls: TlsFiles | None = None
+    insecure: bool = False
+    max_nodes_per_message: int = 128
+    max_message_bytes: int = MAX_MESSAGE_BYTES
+    max_sessions_per_device: int = 256
+    open_timeout_s: float = 10.0
+    stall_timeout_s: float = 20.0
+    drain_s: float = 20.0
+
+    def __post_init__(self) -> None:
+        host, separator, port = self.listen.rpartition(":")
+        if not separator or not host or not port.isdecimal() or int(port) > 65535:
+            raise ConfigError(f"listen address {self.listen!r} is not HOST:PORT")
+        if self.tls is None and not self.insecure and not _loopback(host.strip("[]")):
+            raise ConfigError(
+                f"{self.listen} is not a loopback address and there is no TLS",
+                hint="give --tls-cert and --tls-key, or --insecure if the network is trusted",
+            )
+
+
+def _loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

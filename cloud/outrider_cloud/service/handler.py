@@ -1,0 +1,211 @@
+"""One session's stream, from Open to the last commit. Knows messages, not sockets: gRPC and tests drive it alike."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from outrider_cloud.engine.events import Committed, Event, Failed, Opened
+from outrider_cloud.service.directory import Directory, Stream
+from outrider_cloud.service.opening import read_open
+from outrider_cloud.service.outbox import Outbox, commit_to_wire, is_last
+from outrider_shared.errors import DraftError, InternalError, OutriderError, ProtocolError, UnavailableError
+from outrider_shared.wire import error_to_wire
+from outrider_wire.v1 import verifier_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from outrider_cloud.engine.engine import Engine
+    from outrider_cloud.engine.thread import EngineThread
+    from outrider_cloud.model.loading import LoadedModel
+    from outrider_cloud.service.config import ServiceConfig
+
+    Send = Callable[[pb.DecodeResponse], Awaitable[None]]
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Service:
+    """What all streams share.
+
+    Attributes:
+        thread: The engine.
+        model: The target.
+        config: Bounds.
+        directory: Live streams.
+        max_nodes: Pending nodes that the engine allows a session.
+    """
+
+    thread: EngineThread
+    model: LoadedModel
+    config: ServiceConfig
+    directory: Directory
+    max_nodes: int
+
+
+class SessionHandler:
+    """Serves one stream.
+
+    Args:
+        service: Shared parts.
+        device: Who the peer is.
+        send: Sends one message; returns when the transport took it.
+    """
+
+    def __init__(self, service: Service, device: str, send: Send) -> None:
+        self._service = service
+        self._device = device
+        self._send = send
+        self._outbox = Outbox()
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def run(self, requests: AsyncIterator[pb.DecodeRequest]) -> OutriderError | None:
+        """Serve until the session is finished or failed; the error, if any, was sent to the device.
+
+        Raises:
+            asyncio.CancelledError: if the transport broke; the session is leased for its return.
+        """
+        try:
+            async with asyncio.timeout(self._service.config.open_timeout_s):
+                first = await anext(requests)
+            if first.WhichOneof("body") != "open":
+                raise ProtocolError(f"the first message is {first.WhichOneof('body')!r}, not 'open'")
+            await self._serve(first.open, requests)
+        except StopAsyncIteration:
+            return await self._refuse(ProtocolError("the stream ended before Open"))
+        except TimeoutError:
+            limit = self._service.config.open_timeout_s
+            return await self._refuse(ProtocolError(f"no Open came within {limit:g} s"))
+        except OutriderError as error:
+            return await self._refuse(error)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            _log.exception("session handler failed")
+            return await self._refuse(InternalError("the service failed", hint="resume, here or elsewhere"))
+        return None
+
+    async def _refuse(self, error: OutriderError) -> OutriderError:
+        await self._send_within(pb.DecodeResponse(error=error_to_wire(error)))
+        _log.info("session refused", device=self._device, code=error.code, reason=error.message)
+        return error
+
+    async def _serve(self, message: pb.Open, requests: AsyncIterator[pb.DecodeRequest]) -> None:
+        request = read_open(message, self._service.model)
+        stream = Stream(request.session_id, self._device, request, self._end)
+        resumable = self._service.directory.enter(stream, message.lease)
+        outcome = "broken"
+        try:
+            await self._start(stream, resumable=resumable)
+            outcome = await self._exchange(stream, requests)
+        except OutriderError:
+            outcome = "failed"
+            raise
+        finally:
+            self._leave(stream, outcome)
+
+    async def _start(self, stream: Stream, *, resumable: bool) -> None:
+        loop, request = asyncio.get_running_loop(), stream.request
+        sink = functools.partial(_post, loop, self._outbox)
+
+        def start(engine: Engine) -> None:
+            if resumable and engine.resume(request.session_id, request.committed, sink):
+                return
+            engine.close(request.session_id)
+            engine.open(request, sink)
+
+        await asyncio.wrap_future(self._service.thread.ask(start))
+
+    async def _exchange(self, stream: Stream, requests: AsyncIterator[pb.DecodeRequest]) -> str:
+        """Move messages both ways until one side ends the session."""
+        reader = asyncio.ensure_future(self._read(stream, requests))
+        writer = asyncio.ensure_future(self._write(stream))
+        waits: set[asyncio.Future[None]] = {reader, writer, self._ended}
+        try:
+            while not writer.done():
+                done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                # A device that has sent all it wants may still read: the end of its half is no end of the session.
+                waits -= done
+        finally:
+            for task in (reader, writer):
+                task.cancel()
+            await asyncio.gather(reader, writer, return_exceptions=True)
+        return "finished"
+
+    async def _read(self, stream: Stream, requests: AsyncIterator[pb.DecodeRequest]) -> None:
+        thread, session_id, most = self._service.thread, stream.session_id, self._service.config.max_nodes_per_message
+        async for request in requests:
+            kind = request.WhichOneof("body")
+            if kind == "cancel":
+                thread.post(lambda engine: engine.cancel(session_id))
+            elif kind != "draft":
+                raise ProtocolError(f"a message of kind {kind!r} came after Open")
+            elif request.draft.count > most:
+                raise DraftError(f"{request.draft.count} nodes in one message", hint=f"at most {most} are taken")
+            else:
+                thread.post(lambda engine, draft=request.draft: engine.draft(session_id, draft))  # type: ignore[misc]
+
+    async def _write(self, stream: Stream) -> None:
+        while True:
+            event = await self._outbox.take()
+            if isinstance(event, Failed):
+                raise event.error
+            await self._send_within(self._message(event, stream))
+            if is_last(event):
+                return
+
+    async def _send_within(self, message: pb.DecodeResponse) -> None:
+        limit = self._service.config.stall_timeout_s
+        try:
+            async with asyncio.timeout(limit):
+                await self._send(message)
+        except TimeoutError:
+            # No error message: it could not be read either. The transport is cut, the KV leased.
+            _log.warning("device stopped reading", device=self._device, seconds=limit)
+            raise asyncio.CancelledError from None
+
+    def _message(self, event: Event, stream: Stream) -> pb.DecodeResponse:
+        if isinstance(event, Committed):
+            return pb.DecodeResponse(commit=commit_to_wire(event, self._service.model.vocabulary))
+        assert isinstance(event, Opened)
+        opened = pb.Opened(
+            lease=stream.lease,
+            length=event.length,
+            context_length=self._service.model.context_length,
+            max_nodes=self._service.max_nodes,
+            max_nodes_per_message=self._service.config.max_nodes_per_message,
+            cached_tokens=event.cached_tokens,
+        )
+        return pb.DecodeResponse(opened=opened)
+
+    def _end(self, error: Exception) -> None:
+        if not self._ended.done():
+            self._ended.set_exception(error)
+
+    def _leave(self, stream: Stream, outcome: str) -> None:
+        session_id = stream.session_id
+        drained = self._ended.done() and isinstance(self._ended.exception(), UnavailableError)
+        mine = self._service.directory.leave(stream, broken=outcome == "broken" or drained)
+        if mine and outcome == "broken":
+            self._service.thread.post(lambda engine: engine.park(session_id))
+        elif mine:
+            self._service.thread.post(lambda engine: engine.close(session_id))
+        self._ended.cancel()
+        _log.info("session left", session=session_id, device=self._device, outcome=outcome)
+
+
+def _post(loop: asyncio.AbstractEventLoop, outbox: Outbox, event: Event) -> None:
+    """Hand an event from the engine's thread to the loop; a loop that has closed wants no more events."""
+    try:
+        loop.call_soon_threadsafe(outbox.put, event)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise

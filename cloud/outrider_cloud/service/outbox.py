@@ -1,0 +1,101 @@
+"""Between the engine's events and the messages of one stream.
+
+A reader that is slower than the engine gets fewer, larger commits: what waits is merged, never dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from outrider_cloud.engine.events import Committed, Event, Failed, Finish, Usage
+from outrider_shared.packing import pack_tokens
+from outrider_wire.v1 import verifier_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_FINISH = {
+    None: pb.FINISH_REASON_UNSPECIFIED,
+    Finish.EOS: pb.FINISH_REASON_EOS,
+    Finish.STOP: pb.FINISH_REASON_STOP,
+    Finish.LENGTH: pb.FINISH_REASON_LENGTH,
+    Finish.CONTEXT: pb.FINISH_REASON_CONTEXT,
+    Finish.CANCELLED: pb.FINISH_REASON_CANCELLED,
+}
+
+
+class Outbox:
+    """Events of one session that wait to be sent. `put` may be called from the loop's thread only."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._filled = asyncio.Event()
+
+    def put(self, event: Event) -> None:
+        """Add an event."""
+        self._events.append(event)
+        self._filled.set()
+
+    async def take(self) -> Event:
+        """The next event; waiting commits come as one. An error overtakes nothing."""
+        while not self._events:
+            self._filled.clear()
+            await self._filled.wait()
+        head = self._events[0]
+        if not isinstance(head, Committed):
+            return self._events.pop(0)
+        run: list[Committed] = []
+        while self._events and isinstance(event := self._events[0], Committed):
+            run.append(event)
+            self._events.pop(0)
+        return merge(run)
+
+
+def merge(commits: Sequence[Committed]) -> Committed:
+    """One commit in place of several consecutive ones; the tokens are all spelled out if there are several."""
+    if len(commits) == 1:
+        return commits[0]
+    last = commits[-1]
+    return Committed(
+        last.session_id,
+        tuple(token for c in commits for token in c.tokens),
+        last.length,
+        steps=sum(c.steps for c in commits),
+        finish=last.finish,
+        logprobs=tuple(p for c in commits for p in c.logprobs),
+        usage=last.usage,
+    )
+
+
+def commit_to_wire(event: Committed, vocabulary: int, hint: int = 0) -> pb.Commit:
+    """The message of a commit."""
+    explicit = event.tokens[event.known :]
+    return pb.Commit(
+        accepted=event.accepted + 1,
+        tokens=pack_tokens(explicit, vocabulary),
+        count=len(explicit),
+        length=event.length,
+        finish=_FINISH[event.finish],
+        logprobs=event.logprobs,
+        max_nodes=hint,
+        more_steps=max(0, event.steps - 1),
+        usage=None if event.usage is None else usage_to_wire(event.usage),
+    )
+
+
+def usage_to_wire(usage: Usage) -> pb.Usage:
+    """The message of a usage."""
+    return pb.Usage(
+        steps=usage.steps,
+        rows=usage.rows,
+        prefill_rows=usage.prefill_rows,
+        cached_tokens=usage.cached_tokens,
+        accepted=usage.accepted,
+        preemptions=usage.preemptions,
+    )
+
+
+def is_last(event: Event) -> bool:
+    """Whether nothing follows the event on its stream."""
+    return isinstance(event, Failed) or (isinstance(event, Committed) and event.finish is not None)

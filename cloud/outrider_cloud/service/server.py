@@ -1,0 +1,227 @@
+"""The gRPC process around the handlers: sockets, TLS, health, reflection, and a graceful end."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import signal
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from outrider_cloud.engine.thread import EngineThread
+from outrider_cloud.service.directory import Directory
+from outrider_cloud.service.handler import Service, SessionHandler
+from outrider_shared import wire
+from outrider_shared.errors import ConfigError, OutriderError, ProtocolError, UnavailableError
+from outrider_wire.v1 import verifier_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from outrider_cloud.engine.engine import Engine
+    from outrider_cloud.service.config import ServiceConfig, TlsFiles
+
+_log = structlog.get_logger(__name__)
+
+_STATUS = {
+    "invalid_parameter": grpc.StatusCode.INVALID_ARGUMENT,
+    "invalid_prompt": grpc.StatusCode.INVALID_ARGUMENT,
+    "invalid_draft": grpc.StatusCode.INVALID_ARGUMENT,
+    "protocol": grpc.StatusCode.INVALID_ARGUMENT,
+    "unknown_model": grpc.StatusCode.NOT_FOUND,
+    "mismatch": grpc.StatusCode.FAILED_PRECONDITION,
+    "session_exists": grpc.StatusCode.ALREADY_EXISTS,
+    "limit": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "unavailable": grpc.StatusCode.UNAVAILABLE,
+}
+_OPTIONS = (
+    # Two services on one port would share connections at random: refuse instead.
+    ("grpc.so_reuseport", 0),
+    # A peer that vanished without a word is noticed within half a minute, and a device may ping as often as every 5 s.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
+
+class Server:
+    """One engine behind one port.
+
+    Args:
+        engine: Ready to run; the server's thread owns it from `start` on.
+        config: Address and bounds.
+    """
+
+    def __init__(self, engine: Engine, config: ServiceConfig) -> None:
+        self._config = config
+        self._engine_config = engine.config
+        self._thread = EngineThread(engine)
+        self._service = Service(
+            self._thread,
+            engine.runner.loaded,
+            config,
+            Directory(config.max_sessions_per_device),
+            engine.config.max_nodes,
+        )
+        self._draining = False
+        self._health = health.aio.HealthServicer()
+        self._server: Any = None
+
+    async def start(self) -> str:
+        """Listen; returns the address with the port that was taken.
+
+        Raises:
+            ConfigError: if the address cannot be bound or the certificates are no PEM.
+        """
+        options = [*_OPTIONS, ("grpc.max_receive_message_length", self._config.max_message_bytes)]
+        self._server = grpc.aio.server(options=options)
+        self._server.add_generic_rpc_handlers((self._methods(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (wire.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        port = self._bind()
+        self._thread.start()
+        await self._server.start()
+        await self._set_health(serving=True)
+        return f"{self._config.listen.rpartition(':')[0]}:{port}"
+
+    async def stop(self) -> None:
+        """Refuse new sessions, let open ones finish within `drain_s`, send the rest elsewhere, and end."""
+        self._draining = True
+        await self._set_health(serving=False)
+        _log.info("draining", sessions=len(self._service.directory), seconds=self._config.drain_s)
+        try:
+            async with asyncio.timeout(self._config.drain_s):
+                while len(self._service.directory):
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            for stream in self._service.directory.streams():
+                stream.end(UnavailableError("the service is stopping", hint="resume at another replica"))
+        await self._server.stop(grace=2.0)
+        await asyncio.to_thread(self._thread.stop)
+
+    async def serve_until_signal(self, on_ready: Callable[[str], None]) -> None:
+        """Run until SIGTERM or SIGINT, then drain."""
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+        on_ready(await self.start())
+        await stopping.wait()
+        await self.stop()
+
+    def _bind(self) -> int:
+        try:
+            if self._config.tls is None:
+                port = self._server.add_insecure_port(self._config.listen)
+            else:
+                port = self._server.add_secure_port(self._config.listen, _credentials(self._config.tls))
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(f"cannot listen on {self._config.listen}: {error}", hint="is the port taken?") from error
+        if port == 0:
+            raise ConfigError(f"cannot listen on {self._config.listen}", hint="is the port taken, is the host ours?")
+        return int(port)
+
+    async def _set_health(self, *, serving: bool) -> None:
+        kind = health_pb2.HealthCheckResponse.ServingStatus
+        status = kind.SERVING if serving else kind.NOT_SERVING
+        for name in ("", wire.SERVICE):
+            await self._health.set(name, status)
+
+    def _methods(self) -> grpc.GenericRpcHandler:
+        decode = grpc.stream_stream_rpc_method_handler(
+            self._decode, request_deserializer=_parse, response_serializer=pb.DecodeResponse.SerializeToString
+        )
+        describe = grpc.unary_unary_rpc_method_handler(
+            self._describe,
+            request_deserializer=pb.DescribeRequest.FromString,
+            response_serializer=pb.DescribeResponse.SerializeToString,
+        )
+        return grpc.method_handlers_generic_handler(wire.SERVICE, {"Decode": decode, "Describe": describe})
+
+    async def _decode(self, requests: AsyncIterator[pb.DecodeRequest | DecodeError], context: Any) -> None:
+        handler = SessionHandler(self._service, _device(context), context.write)
+        if self._draining:
+            error: OutriderError | None = UnavailableError("the service is stopping", hint="try another replica")
+        else:
+            error = await handler.run(_messages(requests))
+        if error is not None:
+            await context.abort(_STATUS.get(error.code, grpc.StatusCode.INTERNAL), str(error))
+
+    async def _describe(self, _: pb.DescribeRequest, __: Any) -> pb.DescribeResponse:
+        model, config, limits = self._service.model, self._config, self._engine_config
+        return pb.DescribeResponse(
+            protocol_version=wire.PROTOCOL_VERSION,
+            version=importlib.metadata.version("outrider") if _installed() else "source",
+            models=[
+                pb.Model(
+                    name=model.name,
+                    fingerprint=bytes.fromhex(model.fingerprint),
+                    tokenizer_sha256=bytes.fromhex(model.tokenizer_sha256),
+                    vocabulary_size=model.vocabulary,
+                    context_length=model.context_length,
+                    eos_token_ids=sorted(model.eos),
+                    exact=limits.exact,
+                )
+            ],
+            limits=pb.Limits(
+                max_sessions=limits.max_sessions,
+                max_nodes=limits.max_nodes,
+                max_nodes_per_message=config.max_nodes_per_message,
+                max_message_bytes=config.max_message_bytes,
+                max_sessions_per_device=config.max_sessions_per_device,
+            ),
+        )
+
+
+def _parse(data: bytes) -> pb.DecodeRequest | DecodeError:
+    """A message, or the reason why it is none: gRPC itself would end the stream without a typed error."""
+    try:
+        return pb.DecodeRequest.FromString(data)
+    except DecodeError as error:
+        return error
+
+
+async def _messages(requests: AsyncIterator[pb.DecodeRequest | DecodeError]) -> AsyncIterator[pb.DecodeRequest]:
+    async for request in requests:
+        if isinstance(request, DecodeError):
+            raise ProtocolError(f"unreadable message: {request}", hint="the peer does not speak this protocol")
+        yield request
+
+
+def _device(context: Any) -> str:
+    """The certificate's CN under mTLS, else the peer's address without its port."""
+    names = context.auth_context().get("x509_common_name") or []
+    if names:
+        return names[0].decode("utf-8", "replace")
+    peer: str = context.peer()
+    return peer.rpartition(":")[0]
+
+
+def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
+    def read(path: Path) -> bytes:
+        data = path.read_bytes()
+        if b"-----BEGIN" not in data:
+            raise ConfigError(f"{path} is not PEM")
+        return data
+
+    pair = (read(tls.key), read(tls.certificate))
+    if tls.client_ca is None:
+        return grpc.ssl_server_credentials([pair])
+    return grpc.ssl_server_credentials([pair], root_certificates=read(tls.client_ca), require_client_auth=True)
+
+
+def _installed() -> bool:
+    try:
+        importlib.metadata.version("outrider")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

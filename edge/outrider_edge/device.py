@@ -1,0 +1,115 @@
+"""A device put together: a pack, a way to the cloud, and the answers that both give."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer
+
+from outrider_edge.draft.drafter import Drafter, ModelDrafter
+from outrider_edge.draft.runtime import DraftModel
+from outrider_edge.link.grpc_link import ClientTls, GrpcConnector
+from outrider_edge.report import AnswerReport
+from outrider_edge.session.events import Finished, GenerateRequest, SessionEvent, Tokens
+from outrider_edge.session.generate import Client
+from outrider_edge.session.policy import DraftPolicy
+from outrider_shared.packs import read_pack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+BUNDLED, NONE = "bundled", "none"
+
+
+def bundled_pack() -> Path:
+    """Folder of the draft that ships with the package."""
+    return Path(str(files("outrider_edge") / "bundled" / "draft"))
+
+
+class Device:
+    """Answers requests; use as an async context manager. Make it with `open`."""
+
+    def __init__(self, connector: GrpcConnector, tokenizer: Tokenizer, chat_template: str, client: Client) -> None:
+        self._connector = connector
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self._client = client
+
+    @classmethod
+    def open(
+        cls,
+        cloud: str,
+        draft: str | Path = BUNDLED,
+        *,
+        tls: ClientTls | None = None,
+        policy: DraftPolicy | None = None,
+        deadline_s: float | None = None,
+        threads: int = 1,
+    ) -> Device:
+        """A device with a pack; nothing is sent yet.
+
+        Args:
+            cloud: HOST:PORT of the verifier.
+            draft: Pack folder, `bundled`, or `none` for plain decoding (the bundled pack's tokenizer is used).
+            tls: None is plaintext.
+            policy: How far to draft.
+            deadline_s: Bound on each answer.
+            threads: CPU threads of a draft pass.
+
+        Raises:
+            PackError: if the pack is damaged.
+        """
+        pack = read_pack(bundled_pack() if str(draft) in {BUNDLED, NONE} else draft)
+        manifest, policy = pack.manifest, policy or DraftPolicy()
+
+        def new_drafter() -> Drafter:
+            return ModelDrafter(model.new_runtime())
+
+        model = DraftModel.load(pack, threads=threads)
+        connector = GrpcConnector(cloud, tls, deadline_s=deadline_s)
+        client = Client(
+            connector,
+            vocabulary=manifest.architecture.vocab_size,
+            tokenizer_sha256=manifest.tokenizer_fingerprint,
+            new_drafter=None if str(draft) == NONE else new_drafter,
+            policy=policy,
+            executor=ThreadPoolExecutor(1, thread_name_prefix="draft"),
+        )
+        return cls(connector, Tokenizer.from_file(str(pack.tokenizer_path)), pack.chat_template or "", client)
+
+    async def __aenter__(self) -> Device:
+        await self._connector.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._connector.__aexit__(kind, error, trace)
+
+    async def answer(
+        self, request: GenerateRequest, on_event: Callable[[SessionEvent], None] | None = None
+    ) -> AnswerReport:
+        """Generate one answer to its end.
+
+        Raises:
+            OutriderError: as `Client.generate`.
+        """
+        started, first_s = time.perf_counter(), 0.0
+        ids: list[int] = []
+        finished: Finished | None = None
+        async for event in self._client.generate(request):
+            if isinstance(event, Tokens):
+                first_s = first_s or time.perf_counter() - started
+                ids += [token.id for token in event.tokens]
+            elif isinstance(event, Finished):
+                finished = event
+            if on_event is not None:
+                on_event(event)
+        assert finished is not None, "an answer ends with Finished"
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return AnswerReport(text, ids, finished, time.perf_counter() - started, first_s)

@@ -1,0 +1,63 @@
+"""Prints an answer as it streams in, each token coloured by where it came from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from outrider_edge.session.events import Origin, Reconnecting, SessionEvent, Tokens
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+STYLES = {
+    Origin.ACCEPTED: "green",
+    Origin.CORRECTION: "bold yellow",
+    Origin.BONUS: "bold cyan",
+    Origin.CLOUD: "default",
+}
+MEANING = {
+    Origin.ACCEPTED: "accepted draft",
+    Origin.CORRECTION: "correction by the target",
+    Origin.BONUS: "bonus token of the target",
+    Origin.CLOUD: "decoded in the cloud",
+}
+
+
+def legend() -> Text:
+    """What the colours mean."""
+    return Text("  ").join(Text(MEANING[origin], style) for origin, style in STYLES.items())
+
+
+class TokenPrinter:
+    """Takes a session's events and prints their text. Characters split over tokens appear when they are whole.
+
+    Args:
+        tokenizer: Of the pack.
+        console: Where to print.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, console: Console | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._console = console or Console(highlight=False)
+        self._ids: list[int] = []
+        self._shown = 0
+
+    def __call__(self, event: SessionEvent) -> None:
+        """Show one event."""
+        if isinstance(event, Reconnecting):
+            self._console.print(f"\n[dim]link lost ({event.reason}), going on in {event.wait_s:.1f} s[/dim]")
+        elif isinstance(event, Tokens):
+            for token in event.tokens:
+                self._console.print(Text(self._fresh(token.id), STYLES[token.origin]), end="", soft_wrap=True)
+
+    def _fresh(self, token_id: int) -> str:
+        """Text that became complete with this token."""
+        self._ids.append(token_id)
+        text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        if text.endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""
+        fresh, self._shown = text[self._shown :], len(text)
+        return fresh

@@ -1,0 +1,123 @@
+"""What a session tells its caller, and what it was asked."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from outrider_shared.errors import ParameterError
+from outrider_shared.sampling import SamplingParams
+
+
+class Origin(enum.StrEnum):
+    """Where a committed token came from."""
+
+    ACCEPTED = "accepted"  # drafted here, confirmed by the target
+    CORRECTION = "correction"  # the target chose another token than was drafted
+    BONUS = "bonus"  # the target's own token behind a draft that was accepted to its end
+    CLOUD = "cloud"  # decoded in the cloud while no draft was at hand
+
+
+class Pace(enum.StrEnum):
+    """What the cloud does while no draft of this session is at hand."""
+
+    AHEAD = "ahead"
+    HOLD = "hold"
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One answer to generate.
+
+    Attributes:
+        prompt: Token ids.
+        max_tokens: Tokens to generate at most.
+        params: How the target chooses.
+        stop: Token ids that end the answer, besides the model's own.
+        ignore_eos: Go on past the model's own end tokens.
+        pace: What the cloud does without drafts.
+        logprobs: Ask for the target's log-probabilities.
+    """
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    params: SamplingParams = field(default_factory=SamplingParams)
+    stop: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    pace: Pace = Pace.HOLD
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_tokens < 1 << 31:
+            raise ParameterError(f"max_tokens is {self.max_tokens}", hint="ask for at least 1 token")
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One committed token."""
+
+    id: int
+    origin: Origin
+    logprob: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The log grew by these; nothing is ever taken back."""
+
+    tokens: tuple[Token, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reconnecting:
+    """The stream broke; the session goes on after `wait_s`, and its text will be what it would have been."""
+
+    reason: str
+    wait_s: float
+
+
+@dataclass(slots=True)
+class Totals:
+    """What a session did and cost.
+
+    Attributes:
+        drafted: Nodes sent to the cloud.
+        accepted: Of them, committed.
+        cloud_steps: Engine steps that committed tokens.
+        cloud_rows: Rows of those steps.
+        cached_tokens: Prompt tokens whose KV the cloud held.
+        uplink_bytes, downlink_bytes: Message bytes with gRPC and HTTP/2 framing, prompt included.
+        draft_bytes, draft_messages: The part of the uplink that is drafts.
+        draft_s: Seconds spent in the drafter.
+        draft_steps: Calls of the drafter.
+        connects: Streams opened.
+    """
+
+    drafted: int = 0
+    accepted: int = 0
+    cloud_steps: int = 0
+    cloud_rows: int = 0
+    cached_tokens: int = 0
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
+    draft_bytes: int = 0
+    draft_messages: int = 0
+    draft_s: float = 0.0
+    draft_steps: int = 0
+    connects: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The answer is complete.
+
+    Attributes:
+        reason: eos, stop, length, context or cancelled.
+        totals: What it cost.
+    """
+
+    reason: str
+    totals: Totals
+
+
+SessionEvent = Tokens | Reconnecting | Finished

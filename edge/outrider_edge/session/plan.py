@@ -1,0 +1,54 @@
+"""What a session does next. Pure: it looks, and names an action; `loop` acts.
+
+Order:
+    1. a finished session does nothing more;
+    2. nodes are sent when their burst is done, a message is full, or they waited long enough for company;
+    3. a burst that ended without a node to carry the news is ended by an empty message, so that the cloud does not wait;
+    4. otherwise draft, up to the bounds: never wait for the network while there is something worth drafting;
+    5. otherwise wait for the cloud.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+from outrider_edge.session.events import Pace
+
+if TYPE_CHECKING:
+    from outrider_edge.session.state import SessionState
+
+
+class Action(enum.Enum):
+    """The next thing to do."""
+
+    DONE = "done"
+    SEND = "send"
+    DRAFT = "draft"
+    WAIT = "wait"
+
+
+def plan(state: SessionState, *, drafting: bool, unsent_s: float) -> Action:
+    """The next action.
+
+    Args:
+        state: What the session knows.
+        drafting: Whether there is a drafter.
+        unsent_s: How long the oldest unsent node has waited.
+    """
+    if state.finish is not None:
+        return Action.DONE
+    if not drafting:
+        return Action.WAIT
+    unsent = len(state.tree) - state.sent
+    if unsent and (state.burst_done or unsent >= state.max_per_message or unsent_s >= state.policy.coalesce_s):
+        return Action.SEND
+    if not unsent and state.burst_done and not state.flushed and state.request.pace is Pace.HOLD:
+        return Action.SEND
+    return Action.DRAFT if _worth_drafting(state) else Action.WAIT
+
+
+def _worth_drafting(state: SessionState) -> bool:
+    if state.exhausted or state.at_end or state.tree.pending + state.policy.width > state.max_nodes:
+        return False
+    return not state.burst_done or state.bursts_ahead < state.policy.bursts_ahead

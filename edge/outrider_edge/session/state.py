@@ -1,0 +1,226 @@
+"""What one session on the device knows: the log, its draft tree, and how much of it was sent.
+
+Rules:
+    * The log grows by commits alone, and each is checked against the length that the cloud tells.
+    * Nodes are numbered in the order they are sent. Nodes that die before they are sent are forgotten.
+    * After a broken stream the log stays, the tree starts anew.
+
+What it does not do: wait, send, draft or keep time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from outrider_edge.session.events import Origin, Token, Totals
+from outrider_shared.errors import ProtocolError
+from outrider_shared.packing import unpack_tokens
+from outrider_shared.tree import DraftTree
+from outrider_wire.v1 import verifier_pb2 as pb
+
+if TYPE_CHECKING:
+    from outrider_edge.session.events import GenerateRequest
+    from outrider_edge.session.policy import DraftPolicy
+    from outrider_shared.sampling.rule import Guess
+    from outrider_shared.tree import Node
+
+# What every service takes before it told its own bounds.
+_NODES_BEFORE_OPENED = 64
+# Of the probability that the best candidate leaves, how much the next one takes (0.6 measured on the bundled pair).
+_NEXT_BEST_SHARE = 0.6
+
+_REASONS = {
+    pb.FINISH_REASON_EOS: "eos",
+    pb.FINISH_REASON_STOP: "stop",
+    pb.FINISH_REASON_LENGTH: "length",
+    pb.FINISH_REASON_CONTEXT: "context",
+    pb.FINISH_REASON_CANCELLED: "cancelled",
+}
+
+
+class SessionState:
+    """State of one session.
+
+    Args:
+        request: What is generated.
+        policy: How to draft.
+        vocabulary: Width of a token id on the wire.
+    """
+
+    def __init__(self, request: GenerateRequest, policy: DraftPolicy, vocabulary: int) -> None:
+        self.request = request
+        self.policy = policy
+        self.vocabulary = vocabulary
+        self.log: list[int] = list(request.prompt)
+        self.totals = Totals()
+        self.finish: str | None = None
+        self.lease = b""
+        self.reset()
+
+    @property
+    def committed(self) -> list[int]:
+        """Tokens beyond the prompt."""
+        return self.log[len(self.request.prompt) :]
+
+    def reset(self) -> None:
+        """Forget all drafts: a new stream numbers its nodes from 0."""
+        self.tree = DraftTree(self.log)
+        self.opened = False
+        self.sent = 0
+        self.max_nodes = _NODES_BEFORE_OPENED
+        self.max_per_message = _NODES_BEFORE_OPENED
+        self.context_length = 0
+        self._begin_burst(None)
+
+    # ---- drafting -----------------------------------------------------------------------------------------------
+
+    def path(self) -> list[int]:
+        """The sequence that the next draft step continues: the log and the pending nodes down to the tip."""
+        tokens = []
+        node = self.tip
+        while node is not None and node.position >= len(self.log):
+            tokens.append(node.token)
+            node = node.parent
+        return self.log + tokens[::-1]
+
+    def grow(self, guess: Guess | None) -> None:
+        """Hang a guess below the tip: its best candidate becomes the tip, worthwhile others become leaves."""
+        if self.burst_done:
+            self._starts.append(self._begin_burst_at_tip())
+        if guess is None or not guess.tokens:
+            self.exhausted = self.burst_done = True
+            return
+        survival = self.policy.survival_of(guess.margin)
+        best = self._append(guess.tokens[0])
+        # What the best loses is shared by the others; the second best takes the larger part of it.
+        left = self._survival * (1.0 - survival)
+        for token in guess.tokens[1:]:
+            left *= _NEXT_BEST_SHARE
+            if left < self.policy.sibling_survival:
+                break
+            self._append(token)
+        self.tip, self._survival, self._depth = best, self._survival * survival, self._depth + 1
+        self.flushed = False
+        full = self._depth >= self.policy.depth
+        self.burst_done = full or self._survival < self.policy.stop_survival or self.at_end
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the next node would lie beyond what a draft can win: the last token is always the target's own."""
+        tip = len(self.log) - 1 if self.tip is None else self.tip.position
+        end = len(self.request.prompt) + self.request.max_tokens
+        return tip + 2 >= (min(end, self.context_length) if self.context_length else end)
+
+    @property
+    def bursts_ahead(self) -> int:
+        """Bursts that start beyond the frontier."""
+        return sum(1 for start in self._starts if start.position >= len(self.log))
+
+    def unsent(self) -> list[Node]:
+        """Nodes that the cloud does not have, as many as one message takes."""
+        count = min(len(self.tree) - self.sent, self.max_per_message)
+        return [self.tree.node(self.sent + i) for i in range(count)]
+
+    def mark_sent(self, nodes: list[Node]) -> None:
+        """The nodes are on their way."""
+        self.sent += len(nodes)
+        self.totals.drafted += len(nodes)
+
+    # ---- what the cloud says ------------------------------------------------------------------------------------
+
+    def open(self, message: pb.Opened) -> None:
+        """The cloud took the session.
+
+        Raises:
+            ProtocolError: if it does not know as many tokens as we do.
+        """
+        if message.length < len(self.log):
+            raise ProtocolError(f"the cloud knows {message.length} tokens, {len(self.log)} are committed")
+        self.opened = True
+        self.lease = message.lease
+        self.max_nodes = message.max_nodes
+        self.max_per_message = max(1, message.max_nodes_per_message)
+        self.context_length = message.context_length
+        self.totals.cached_tokens = message.cached_tokens
+
+    def commit(self, message: pb.Commit) -> list[Token]:
+        """Take over what the cloud committed; returns the new tokens.
+
+        Raises:
+            ProtocolError: if the commit does not fit the log or the tree.
+        """
+        path = self._accepted_path(message)
+        explicit = unpack_tokens(message.tokens, message.count, self.vocabulary)
+        tokens = path + explicit
+        if len(self.log) + len(tokens) != message.length:
+            have = len(self.log) + len(tokens)
+            raise ProtocolError(f"after this commit the log has {have} tokens here, {message.length} in the cloud")
+        if message.logprobs and len(message.logprobs) != len(tokens):
+            raise ProtocolError(f"{len(message.logprobs)} log-probabilities came for {len(tokens)} tokens")
+        origins = self._advance(path, explicit)
+        self.totals.accepted += len(path)
+        self._settle()
+        self._count(message, tokens)
+        logprobs = list(message.logprobs) or [None] * len(tokens)
+        return [Token(t, o, p) for t, o, p in zip(tokens, origins, logprobs, strict=True)]
+
+    def _accepted_path(self, message: pb.Commit) -> list[int]:
+        if message.accepted == 0:
+            return []
+        if message.accepted > self.sent:
+            raise ProtocolError(f"the cloud accepted node {message.accepted - 1}, {self.sent} were sent")
+        node = self.tree.node(message.accepted - 1)
+        path = self.tree.path(node)
+        first = node.position - len(path) + 1
+        known = self.log[first : node.position + 1]
+        if path[: len(known)] != known or first > len(self.log):
+            raise ProtocolError(f"the path of accepted node {node.number} disagrees with the log")
+        return path[len(known) :]
+
+    def _advance(self, path: list[int], explicit: list[int]) -> list[Origin]:
+        for token in path:
+            self.tree.advance(token)
+        origins = [Origin.ACCEPTED] * len(path)
+        for token in explicit:
+            refused = any(child.number < self.sent for child in self.tree.children.values())
+            drafted = bool(origins) and origins[-1] is Origin.ACCEPTED
+            self.tree.advance(token)
+            origins.append(Origin.CORRECTION if refused else Origin.BONUS if drafted else Origin.CLOUD)
+        return origins
+
+    def _settle(self) -> None:
+        """Let go of what the commit made useless, and find where to draft on."""
+        self.tree.forget_dead_tail(self.sent)
+        self.exhausted = False
+        self._starts = [start for start in self._starts if start.position >= len(self.log) and not start.dead]
+        if not self.tree.children:
+            self._begin_burst(None)
+
+    def _count(self, message: pb.Commit, tokens: list[int]) -> None:
+        totals = self.totals
+        if tokens:
+            totals.cloud_steps += 1 + message.more_steps
+        if message.max_nodes:
+            self.max_nodes = message.max_nodes
+        if message.finish:
+            self.finish = _REASONS.get(message.finish, "unknown")
+        if message.HasField("usage") and totals.connects == 1:
+            # A session that moved between replicas has our own count only.
+            totals.accepted, totals.cloud_rows = message.usage.accepted, message.usage.rows
+            totals.cloud_steps, totals.cached_tokens = message.usage.steps, message.usage.cached_tokens
+
+    def _append(self, token: int) -> Node:
+        if self.tip is None or self.tip.position < len(self.log):
+            return self.tree.append(token, None, len(self.log))
+        return self.tree.append(token, self.tip)
+
+    def _begin_burst(self, tip: Node | None) -> None:
+        self.tip: Node | None = tip
+        self._starts: list[Node] = []
+        self._survival, self._depth = 1.0, 0
+        self.burst_done = self.exhausted = self.flushed = False
+
+    def _begin_burst_at_tip(self) -> Node:
+        assert self.tip is not None, "a burst that is done has a tip"
+        self._survival, self._depth, self.burst_done = 1.0, 0, False
+        return self.tip

@@ -1,0 +1,68 @@
+"""The command `outrider`: finds each side's commands through entry points, and turns errors into sentences."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+from typing import Any
+
+import click
+
+from outrider_shared.errors import InputError, OutriderError
+from outrider_shared.logs import configure_logs
+
+GROUP = "outrider.commands"
+
+
+class TypedErrors(click.Group):
+    """A group whose commands end with a sentence and an exit status instead of a traceback.
+
+    Status 2 is the caller's fault (flags, files, bad input), 1 everything else. With --json among the arguments, the
+    error goes to standard output as {"error": {"code", "message", "hint"}}, too.
+    """
+
+    def main(self, args: Any = None, **extra: Any) -> Any:
+        """Run, and end the process."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        try:
+            return super().main(args=arguments, **extra)
+        except OutriderError as error:
+            if "--json" in arguments:
+                body = {"code": error.code, "message": error.message, "hint": error.hint}
+                click.echo(json.dumps({"error": body}))
+            click.echo(f"outrider: {error}", err=True)
+            sys.exit(2 if isinstance(error, InputError) else 1)
+
+
+class InstalledCommands(TypedErrors):
+    """Commands that the installed packages registered; loaded when they are asked for, so `--help` stays quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Names of the registered commands."""
+        return sorted(entry.name for entry in importlib.metadata.entry_points(group=GROUP))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        """Import one command; what its extra lacks is told instead of raised."""
+        for entry in importlib.metadata.entry_points(group=GROUP, name=cmd_name):
+            try:
+                command: click.Command = entry.load()
+            except ModuleNotFoundError as error:
+                return _missing(cmd_name, str(error.name))
+            return command
+        return None
+
+
+def _missing(name: str, module: str) -> click.Command:
+    def tell(**_: Any) -> None:
+        raise click.ClickException(f"`outrider {name}` needs the module {module}; install it with pip, see the README")
+
+    settings = {"ignore_unknown_options": True, "allow_extra_args": True}
+    return click.Command(name, callback=tell, help=f"Needs {module}.", context_settings=settings)
+
+
+@click.group(cls=InstalledCommands)
+@click.version_option(package_name="outrider")
+def main() -> None:
+    """Outrider: the edge drafts, the cloud commits."""
+    configure_logs()

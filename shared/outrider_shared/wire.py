@@ -1,0 +1,102 @@
+"""Between protobuf messages and our own types, with every check that a field from the wire needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from outrider_shared.errors import DraftError, OutriderError, error_from_code
+from outrider_shared.packing import pack_tokens, pack_varints, unpack_tokens, unpack_varints
+from outrider_shared.sampling import SamplingParams
+from outrider_wire.v1 import verifier_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from outrider_shared.tree import DraftTree, Node
+
+PROTOCOL_VERSION = 1
+SERVICE = "outrider_wire.v1.Verifier"
+# gRPC's 5-byte message prefix and HTTP/2's 9-byte frame header, added when bytes are told to users.
+FRAME_BYTES = 14
+MAX_MESSAGE_BYTES = 1 << 20
+
+
+def sampling_to_wire(params: SamplingParams) -> pb.Sampling:
+    """The message of sampling parameters."""
+    return pb.Sampling(
+        temperature=params.temperature, top_k=params.top_k, top_p=params.top_p, min_p=params.min_p, seed=params.seed
+    )
+
+
+def sampling_from_wire(message: pb.Sampling) -> SamplingParams:
+    """Validated sampling parameters.
+
+    Raises:
+        ParameterError: if one is out of its range.
+    """
+    top_p = message.top_p if message.HasField("top_p") else 1.0
+    return SamplingParams(message.temperature, message.top_k, top_p, message.min_p, message.seed)
+
+
+def draft_to_wire(nodes: Sequence[Node], last_sent: int, vocabulary: int, *, more: bool = False) -> pb.Draft:
+    """A `Draft` of nodes with consecutive numbers from `last_sent` + 1 on.
+
+    Nodes that hang on the log must all hang at the same position (one burst starts at one frontier).
+    """
+    deltas = [0 if n.parent is None else n.number - n.parent.number for n in nodes]
+    anchors = {n.position for n in nodes if n.parent is None}
+    message = pb.Draft(
+        tokens=pack_tokens([n.token for n in nodes], vocabulary),
+        count=len(nodes),
+        anchor=anchors.pop() if anchors else None,
+        more=more,
+    )
+    if anchors:
+        raise DraftError(f"one message cannot hang nodes at several log positions ({sorted(anchors)} and another)")
+    if [n.number for n in nodes] != list(range(last_sent + 1, last_sent + 1 + len(nodes))):
+        raise DraftError(f"nodes {[n.number for n in nodes]} do not follow node {last_sent}")
+    if any(delta != 1 for delta in deltas[1:]) or deltas[0] > 1:
+        message.parents = pack_varints(deltas)
+    return message
+
+
+def append_draft(tree: DraftTree, message: pb.Draft, vocabulary: int) -> list[Node]:
+    """Append the nodes of a `Draft` to a tree, numbered as the edge numbers them.
+
+    Raises:
+        ProtocolError: if the packed fields are malformed.
+        DraftError: if a parent or the anchor does not exist.
+    """
+    tokens = unpack_tokens(message.tokens, message.count, vocabulary)
+    anchor = message.anchor if message.HasField("anchor") else None
+    if message.parents:
+        deltas = unpack_varints(message.parents, message.count)
+    else:
+        deltas = [1] * message.count
+        if anchor is not None and deltas:
+            deltas[0] = 0
+    return [_append(tree, token, delta, anchor) for token, delta in zip(tokens, deltas, strict=True)]
+
+
+def _append(tree: DraftTree, token: int, delta: int, anchor: int | None) -> Node:
+    if delta:
+        return tree.append(token, tree.node(len(tree) - delta))
+    if anchor is None:
+        raise DraftError("a node hangs on the log, but the message has no anchor")
+    return tree.append(token, None, anchor)
+
+
+def error_to_wire(error: OutriderError, retry_after_ms: int = 0) -> pb.Error:
+    """The message of an error."""
+    return pb.Error(
+        code=error.code,
+        message=error.message,
+        hint=error.hint,
+        retryable=error.retryable,
+        retry_after_ms=retry_after_ms,
+    )
+
+
+def error_from_wire(message: pb.Error) -> OutriderError:
+    """The typed error of a message."""
+    return error_from_code(message.code, message.message, hint=message.hint)

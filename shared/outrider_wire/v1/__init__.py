@@ -1,0 +1,1 @@
+"""Generated from proto/outrider_wire; do not edit."""
