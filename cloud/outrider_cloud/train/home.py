@@ -238,8 +238,22 @@ def _replace_name(turn: Message, old: str, new: str) -> Message:
     return Message(turn.role, content, calls)
 
 
-def training_chats(rows: list[HomeRow], epoch: int) -> Iterator[Chat]:
-    """One pass over the training rows with this epoch's houses and variants."""
+def kind(row: HomeRow) -> str:
+    """What is asked for: a tool, `several` calls, the `status` of a device, or a `missing` device."""
+    calls = row.turns[1].calls
+    if len(calls) > 1:
+        return "several"
+    return calls[0].name if calls else "status" if row.named else "missing"
+
+
+def training_chats(rows: list[HomeRow], epoch: int, fair_share: float = 0.05, most_copies: int = 4) -> Iterator[Chat]:
+    """One pass over the training rows with this epoch's houses and variants.
+
+    Rows of a kind that has less than `fair_share` of all rows come more than once, each time in another house.
+    """
     words = name_words(rows[:500])
+    counts = Counter(kind(row) for row in rows)
     for row in rows:
-        yield shorten(vary(row, words, epoch), epoch)
+        copies = min(most_copies, max(1, round(fair_share * len(rows) / counts[kind(row)])))
+        for salt in range(epoch * most_copies, epoch * most_copies + copies):
+            yield shorten(vary(row, words, salt), salt)

@@ -6,28 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from outrider_cloud.train.corpus import stable_hash
-from outrider_cloud.train.home import HomeRow, shorten
+from outrider_cloud.train.home import HomeRow, kind, shorten
 
 
 def choose_requests(held_out: list[HomeRow], count: int) -> list[dict[str, Any]]:
-    """`count` requests in a fixed order, taken in turn from each kind (persona and tools), never two of one text."""
-    kinds: dict[tuple[str, ...], list[HomeRow]] = defaultdict(list)
+    """`count` requests in a fixed order, taken in turn from each kind (persona and tool), never two of one text."""
+    kinds: dict[tuple[str, str], list[HomeRow]] = defaultdict(list)
     seen: set[str] = set()
     for row in sorted(held_out, key=lambda row: row.key):
         if row.request.lower() not in seen:
             seen.add(row.request.lower())
-            kinds[_kind(row)].append(row)
+            kinds[row.persona, kind(row)].append(row)
     chosen: list[HomeRow] = []
     while len(chosen) < count and any(kinds.values()):
-        for kind in sorted(kinds, key=lambda kind: stable_hash(*kind)):
-            if kinds[kind] and len(chosen) < count:
-                chosen.append(kinds[kind].pop())
+        for each in sorted(kinds, key=lambda each: stable_hash(*each)):
+            if kinds[each] and len(chosen) < count:
+                chosen.append(kinds[each].pop())
     return [as_request(row) for row in chosen]
-
-
-def _kind(row: HomeRow) -> tuple[str, ...]:
-    calls = sorted(call.name for call in row.turns[1].calls)
-    return (row.persona, *(calls or ["status" if row.named else "missing"]))
 
 
 def as_request(row: HomeRow) -> dict[str, Any]:

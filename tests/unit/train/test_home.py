@@ -110,7 +110,18 @@ def test_no_held_out_request_is_trained_on():
     assert held_out
     held = {row.request.lower() for row in held_out}
     for epoch in range(3):
-        for row, chat in zip(training, home.training_chats(training, epoch), strict=True):
-            assert row.request.lower() not in held
-            assert not is_held_out(row.request)
+        assert not any(is_held_out(row.request) for row in training)
+        for chat in home.training_chats(training, epoch):
             assert chat.messages[1].content.lower() not in held
+
+
+def test_rare_kinds_come_again_in_other_houses():
+    common = [
+        home_row(f"turn on kitchen lights {n}", "ok", ("HassTurnOn", {"name": "Kitchen Lights"})) for n in range(60)
+    ]
+    rows = [cleaned(row) for row in [*common, home_row("is the den lock locked", "the den lock is locked")]]
+    chats = list(home.training_chats(rows, epoch=0))
+    rare = [chat.messages[0].content for chat in chats if "den lock" in chat.messages[1].content.lower()]
+    assert len(chats) == 60 + 3
+    assert len(rare) == 3
+    assert len(set(rare)) > 1
