@@ -23,7 +23,6 @@ def render_chat(template: str, messages: Sequence[dict[str, Any]]) -> str:
         InputError: if the template refuses the messages.
     """
     # Imported here: only chats need it, and the wire and the engine do not.
-    from jinja2 import TemplateError  # noqa: PLC0415
     from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
 
     if not template:
@@ -32,15 +31,18 @@ def render_chat(template: str, messages: Sequence[dict[str, Any]]) -> str:
     def refuse(message: str) -> None:
         raise InputError(f"the chat template refuses the messages: {message}")
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, autoescape=False)
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "sort_keys": False}
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = refuse
     try:
         return environment.from_string(template).render(messages=list(messages), add_generation_prompt=True)
-    except TemplateError as error:
+    except InputError:
+        raise
+    except Exception as error:
+        # A template is a program: it can add text to numbers, divide by zero and recurse, besides what Jinja refuses.
         raise InputError(f"the chat template cannot render these messages: {error}") from error
 
 
-def _to_json(value: Any, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, **options)
+def _to_json(value: Any, *, ensure_ascii: bool = False, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
