@@ -118,6 +118,8 @@ class GroupedAttention:
             depths = np.asarray(segment.depths())
             count = min(GROUP_ROWS, len(segment.parents) - start)
             keys[g, :context], keys[g, context:total] = segment.context, segment.slots
+            # Fill up with a key of its own: hidden keys weigh nothing, but a neighbour's NaN times nothing is NaN.
+            keys[g, total:] = segment.slots[0]
             key_positions[g, :context], key_positions[g, context:total] = np.arange(context), context + depths
             row_positions[g, :count] = context + depths[start : start + count]
             visible[g, :count, :context] = True
@@ -187,5 +189,6 @@ class ExactAttention:
         splits = -(-int(lengths.max()) // SPLIT)
         keys = np.zeros((rows, splits * SPLIT), np.int64)
         for row, slots in enumerate(lists):
-            keys[row, : len(slots)] = slots
+            # Fill up with the row's own key: hidden keys weigh nothing, but a neighbour's NaN times nothing is NaN.
+            keys[row, : len(slots)], keys[row, len(slots) :] = slots, slots[-1]
         return _ExactPlan(torch.from_numpy(keys.reshape(-1)), torch.from_numpy(lengths), splits, masks={})
