@@ -118,14 +118,14 @@ def run(
     return out[:rows]
 
 
+BATCHES = st.lists(shapes(), min_size=1, max_size=4)
+SEEDS = st.integers(0, 2**32)
 KERNELS = pytest.mark.parametrize("kernel", [GroupedAttention(), ExactAttention()], ids=["grouped", "exact"])
 
 
 @KERNELS
 @settings(max_examples=120, deadline=None)
-@given(
-    made=st.lists(shapes(), min_size=1, max_size=4), spec=specs(), seed=st.integers(0, 2**32), padding=st.integers(0, 5)
-)
+@given(made=BATCHES, spec=specs(), seed=SEEDS, padding=st.integers(0, 5))
 def test_attention_is_dense_attention(
     kernel: PagedAttention, made: list[Shape], spec: LayerSpec, seed: int, padding: int
 ):
@@ -165,7 +165,7 @@ def alone(case: Case, segment: Segment, row: int) -> tuple[Segment, list[int]]:
 
 
 @settings(max_examples=80, deadline=None)
-@given(made=st.lists(shapes(), min_size=1, max_size=4), spec=specs(), seed=st.integers(0, 2**32), data=st.data())
+@given(made=BATCHES, spec=specs(), seed=SEEDS, data=st.data())
 def test_exact_rows_have_the_same_bits_alone_and_in_any_batch(
     made: list[Shape], spec: LayerSpec, seed: int, data: st.DataObject
 ):

@@ -30,7 +30,7 @@ class PoolAgainstContents(RuleBasedStateMachine):
 
     @rule(tokens=TOKENS)
     def open_a_session(self, tokens: list[int]) -> None:
-        """Take the cached prefix, allocate the rest, compute and seal what is full; give all back if there is no room."""
+        """Take the cached prefix, allocate the rest, seal what is full; give all back if there is no room."""
         expected = []
         for end in range(SIZE, len(tokens) + 1, SIZE):
             if tuple(tokens[:end]) not in self.registered:

@@ -17,7 +17,7 @@ def pool(dtype: torch.dtype = torch.float32) -> KvPool:
     """A pool whose slot s holds the number s everywhere."""
     made = KvPool(LAYERS, SLOTS, dtype)
     for part in (*made.keys, *made.values):
-        part += torch.arange(SLOTS, dtype=dtype)[None, :, None]
+        part[...] += torch.arange(SLOTS, dtype=dtype)[None, :, None]
     return made
 
 
