@@ -2,9 +2,10 @@
 
 Rules:
     * Every session that is not holding gets its next sure token before anyone gets drafts; least recently served first.
-    * Prompts get at least `prefill_share` of the rows while they wait, and all that decoding leaves.
-    * What is left goes to draft rows by worth: a node at depth d of a session whose drafts survive with probability p is
-      worth p^d tokens; a sure row is worth one.
+    * Prompts get at least `prefill_share` of the rows while they wait, and all that decoding leaves. Neither starves:
+      each gets one row at least, in turn if there is only one.
+    * What is left goes to draft rows by worth: a node at depth d of a session whose drafts survive with probability p
+      is worth p^d tokens; a sure row is worth one.
     * A node runs only if its parent runs in the same step or is the log.
 
 What it does not do: find memory (the engine does, and may shrink a plan), or know what a row costs.
@@ -51,8 +52,11 @@ def plan(sessions: Iterable[Session], config: EngineConfig, now: float) -> list[
     running = [s for s in sessions if s.state is State.RUNNING and not s.holds(now, config.hold_s)]
     running.sort(key=lambda s: (s.last_step, s.arrival))
     prompts = [s for s in running if s.sure_rows > 1]
-    reserved = min(int(config.rows * config.prefill_share), sum(s.sure_rows for s in prompts))
-    decoding = [Work(s, 1) for s in running if s.sure_rows == 1][: config.rows - reserved]
+    decoders = [s for s in running if s.sure_rows == 1]
+    reserved = min(max(1, int(config.rows * config.prefill_share)), sum(s.sure_rows for s in prompts))
+    if decoders and reserved == config.rows and (config.rows > 1 or running[0] is decoders[0]):
+        reserved -= 1
+    decoding = [Work(s, 1) for s in decoders[: config.rows - reserved]]
     left = config.rows - len(decoding)
     filling: list[Work] = []
     for session in prompts:
