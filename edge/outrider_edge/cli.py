@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
+from rich.markup import escape
 
+from outrider_edge.compare import BUNDLED, Pair, read_requests, totals
+from outrider_edge.compare import compare as compare_answers
 from outrider_edge.device import Device
 from outrider_edge.link.grpc_link import ClientTls
-from outrider_edge.render import TokenPrinter
+from outrider_edge.render import TokenPrinter, comparison_table, legend
 from outrider_edge.report import AnswerReport
 from outrider_edge.session.events import GenerateRequest, Pace
 from outrider_edge.session.policy import DraftPolicy
@@ -45,44 +49,105 @@ def answer_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Flags of the way to the cloud and of drafting."""
+    for option in (
+        click.option("--deadline-s", type=click.FloatRange(0, min_open=True), help="Give up after this time."),
+        click.option("--tls-key", type=click.Path(path_type=Path), help="PEM key of this device (mTLS)."),
+        click.option("--tls-cert", type=click.Path(path_type=Path), help="PEM certificate of this device (mTLS)."),
+        click.option("--tls-ca", type=click.Path(path_type=Path), help="PEM of who signs the cloud's certificate."),
+        click.option("--tls", is_flag=True, help="Use TLS with the system's roots."),
+        click.option("--width", type=click.IntRange(1), default=DraftPolicy().width, show_default=True, help="Candidates per position."),
+        click.option("--depth", type=click.IntRange(1), default=DraftPolicy().depth, show_default=True, help="Longest chain of a burst."),
+        click.option("--pace", type=click.Choice([p.value for p in Pace]), default=Pace.HOLD.value, show_default=True, help="What the cloud does while no draft is at hand."),
+        click.option("--draft", default="bundled", show_default=True, help="Pack folder, 'bundled', or 'none' for plain decoding."),
+        click.option("--cloud", required=True, help="HOST:PORT of the verifier."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 @edge.command()
+@connection_options
 @answer_options
-@click.option("--cloud", required=True, help="HOST:PORT of the verifier.")
-@click.option("--draft", default="bundled", show_default=True, help="Pack folder, 'bundled', or 'none' for plain decoding.")
 @click.option("--prompt", required=True, help="Text to continue, or with --chat the user's words.")
 @click.option("--chat", is_flag=True, help="Wrap the prompt with the pack's chat template.")
-@click.option("--pace", type=click.Choice([p.value for p in Pace]), default=Pace.HOLD.value, show_default=True, help="What the cloud does while no draft is at hand.")
-@click.option("--depth", type=click.IntRange(1), default=DraftPolicy().depth, show_default=True, help="Longest chain of a burst.")
-@click.option("--width", type=click.IntRange(1), default=DraftPolicy().width, show_default=True, help="Candidates per position.")
 @click.option("--ignore-eos", is_flag=True, help="Go on past the model's end tokens.")
-@click.option("--tls-ca", type=click.Path(path_type=Path), help="PEM of who signs the cloud's certificate.")
-@click.option("--tls-cert", type=click.Path(path_type=Path), help="PEM certificate of this device (mTLS).")
-@click.option("--tls-key", type=click.Path(path_type=Path), help="PEM key of this device (mTLS).")
-@click.option("--tls", is_flag=True, help="Use TLS with the system's roots.")
-@click.option("--deadline-s", type=click.FloatRange(0, min_open=True), help="Give up after this time.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def generate(**flags: Any) -> None:
+def generate(prompt: str, *, chat: bool, as_json: bool, **flags: Any) -> None:
     """Generate one answer: the text is the cloud model's own, token for token."""
-    params = SamplingParams(*(flags[name] for name in ("temperature", "top_k", "top_p", "min_p", "seed")))
-    device = Device.open(
+    device = _device(flags)
+    text = render_chat(device.chat_template, [{"role": "user", "content": prompt}]) if chat else prompt
+    request = _request(device, text, flags)
+    report = asyncio.run(_answer(device, request, quiet=as_json))
+    click.echo(json.dumps(report.as_dict()) if as_json else report.summary())
+
+
+@edge.command()
+@connection_options
+@answer_options
+@click.option("--requests", default=BUNDLED, show_default=True, help="JSONL with `messages` per line, or 'bundled'.")
+@click.option("--skip", type=click.IntRange(0), default=0, help="Requests to leave out at the start.")
+@click.option("--limit", type=click.IntRange(1), help="Requests to answer at most.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write the JSON object to this file.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def compare(
+    requests: str, *, skip: int, limit: int | None, report: Path | None, quiet: bool, as_json: bool, **flags: Any
+) -> None:
+    """Answer requests drafted and plain, over the same connection, and set both side by side."""
+    device = _device(flags)
+    conversations = read_requests(requests)[skip:][:limit]
+    if not conversations:
+        raise ConfigError(f"no request is left of {requests} after skipping {skip}")
+    asked = [
+        (messages[-1]["content"], _request(device, render_chat(device.chat_template, messages), flags))
+        for messages in conversations
+    ]
+    pairs = asyncio.run(_compare(device, asked, quiet=as_json or quiet))
+    if report is not None:
+        report.write_text(json.dumps(totals(pairs)))
+    if as_json:
+        click.echo(json.dumps(totals(pairs)))
+    elif not quiet:
+        Console().print(comparison_table(totals(pairs)))
+
+
+def _device(flags: dict[str, Any]) -> Device:
+    return Device.open(
         flags["cloud"],
         flags["draft"],
         tls=_tls(flags),
         policy=DraftPolicy(depth=flags["depth"], width=flags["width"]),
         deadline_s=flags["deadline_s"],
     )
-    text = flags["prompt"]
-    if flags["chat"]:
-        text = render_chat(device.chat_template, [{"role": "user", "content": text}])
-    request = GenerateRequest(
+
+
+def _request(device: Device, text: str, flags: dict[str, Any]) -> GenerateRequest:
+    return GenerateRequest(
         prompt=tuple(device.tokenizer.encode(text).ids),
         max_tokens=flags["max_tokens"],
-        params=params,
-        ignore_eos=flags["ignore_eos"],
+        params=SamplingParams(*(flags[name] for name in ("temperature", "top_k", "top_p", "min_p", "seed"))),
+        ignore_eos=flags.get("ignore_eos", False),
         pace=Pace(flags["pace"]),
     )
-    report = asyncio.run(_answer(device, request, quiet=flags["as_json"]))
-    click.echo(json.dumps(report.as_dict()) if flags["as_json"] else report.summary())
+
+
+async def _compare(device: Device, asked: list[tuple[str, GenerateRequest]], *, quiet: bool) -> list[Pair]:
+    console = Console(highlight=False)
+    printer = TokenPrinter(device.tokenizer, console)
+
+    def start(title: str) -> None:
+        printer.begin()
+        console.print(f"\n[bold]> {escape(title)}[/bold]", soft_wrap=True)
+
+    if not quiet:
+        console.print(legend())
+    async with device:
+        pairs = await compare_answers(device, asked, None if quiet else start, None if quiet else printer)
+    if not quiet:
+        console.print()
+    return pairs
 
 
 async def _answer(device: Device, request: GenerateRequest, *, quiet: bool) -> AnswerReport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
@@ -14,7 +15,7 @@ from outrider_edge.draft.drafter import Drafter, ModelDrafter
 from outrider_edge.draft.runtime import DraftModel
 from outrider_edge.link.grpc_link import ClientTls, GrpcConnector
 from outrider_edge.report import AnswerReport
-from outrider_edge.session.events import Finished, GenerateRequest, SessionEvent, Tokens
+from outrider_edge.session.events import Finished, GenerateRequest, Pace, SessionEvent, Tokens
 from outrider_edge.session.generate import Client
 from outrider_edge.session.policy import DraftPolicy
 from outrider_shared.packs import read_pack
@@ -92,9 +93,18 @@ class Device:
         await self._connector.__aexit__(kind, error, trace)
 
     async def answer(
-        self, request: GenerateRequest, on_event: Callable[[SessionEvent], None] | None = None
+        self,
+        request: GenerateRequest,
+        on_event: Callable[[SessionEvent], None] | None = None,
+        *,
+        plain: bool = False,
     ) -> AnswerReport:
         """Generate one answer to its end.
+
+        Args:
+            request: What to answer.
+            on_event: Sees each event as it comes.
+            plain: Stream the cloud's own decoding, without drafts.
 
         Raises:
             OutriderError: as `Client.generate`.
@@ -102,7 +112,8 @@ class Device:
         started, first_s = time.perf_counter(), 0.0
         ids: list[int] = []
         finished: Finished | None = None
-        async for event in self._client.generate(request):
+        client = dataclasses.replace(self._client, new_drafter=None) if plain else self._client
+        async for event in client.generate(dataclasses.replace(request, pace=Pace.AHEAD) if plain else request):
             if isinstance(event, Tokens):
                 first_s = first_s or time.perf_counter() - started
                 ids += [token.id for token in event.tokens]

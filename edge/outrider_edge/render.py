@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from outrider_edge.session.events import Origin, Reconnecting, SessionEvent, Tokens
@@ -31,6 +32,32 @@ def legend() -> Text:
     return Text("  ").join(Text(MEANING[origin], style) for origin, style in STYLES.items())
 
 
+def comparison_table(result: dict[str, Any]) -> Table:
+    """Drafted against plain: one row per request, and a sum."""
+    table = Table(title="drafted at the edge against plain cloud streaming: same requests, same connection")
+    table.add_column("request", ratio=1, no_wrap=True, overflow="ellipsis", min_width=12)
+    for name in ("tokens", "cloud steps\nours/plain", "tokens\nper step", "tokens/s\nours/plain", "ratio", "same\ntext"):
+        table.add_column(name, justify="right")
+    for answer in result["requests"]:
+        table.add_row(answer["request"], *_cells(answer))
+    table.add_section()
+    table.add_row("all", *_cells(result), style="bold")
+    return table
+
+
+def _cells(answer: dict[str, Any]) -> list[str]:
+    plain, count = answer["plain"], len(answer["token_ids"])
+    rate, plain_rate = count / answer["wall_s"], len(plain["token_ids"]) / plain["wall_s"]
+    return [
+        str(count),
+        f"{answer['cloud_steps']}/{plain['cloud_steps']}",
+        f"{answer['tokens_per_step']:.2f}",
+        f"{rate:.0f}/{plain_rate:.0f}",
+        f"{rate / plain_rate:.2f}x",
+        "yes" if answer["identical_to_plain"] else "NO",
+    ]
+
+
 class TokenPrinter:
     """Takes a session's events and prints their text. Characters split over tokens appear when they are whole.
 
@@ -44,6 +71,10 @@ class TokenPrinter:
         self._console = console or Console(highlight=False)
         self._ids: list[int] = []
         self._shown = 0
+
+    def begin(self) -> None:
+        """Start a new answer."""
+        self._ids, self._shown = [], 0
 
     def __call__(self, event: SessionEvent) -> None:
         """Show one event."""

@@ -19,6 +19,8 @@ SERVICE = "outrider_wire.v1.Verifier"
 # gRPC's 5-byte message prefix and HTTP/2's 9-byte frame header, added when bytes are told to users.
 FRAME_BYTES = 14
 MAX_MESSAGE_BYTES = 1 << 20
+# Pending nodes, and nodes in a message, that every service takes before `Opened` told its own bounds.
+NODES_BEFORE_OPENED = 64
 
 
 def sampling_to_wire(params: SamplingParams) -> pb.Sampling:

@@ -79,7 +79,9 @@ class Simulation:
         split: Tear every draft message into single nodes.
     """
 
-    def __init__(self, runner: ModelRunner, config: EngineConfig, choose: Chooser, faults: int = 0, *, split: bool = False):
+    def __init__(
+        self, runner: ModelRunner, config: EngineConfig, choose: Chooser, faults: int = 0, *, split: bool = False
+    ):
         self.now = 0.0
         self.runner, self.config, self._choose, self.faults, self.split = runner, config, choose, faults, split
         self.engine = RecordingEngine(runner, config, lambda: self.now)
@@ -157,7 +159,9 @@ class Simulation:
         if plan(state, drafting=True, unsent_s=float(self._choose(2))) is Action.SEND:
             nodes = state.unsent()
             more = not state.burst_done or len(state.tree) - state.sent > len(nodes)
-            message = draft_to_wire(nodes, state.sent - 1, state.vocabulary, more=more) if nodes else pb.Draft(more=more)
+            message = (
+                draft_to_wire(nodes, state.sent - 1, state.vocabulary, more=more) if nodes else pb.Draft(more=more)
+            )
             state.mark_sent(nodes)
             state.flushed = not more
             device.up.extend(self._torn(message, state.vocabulary))
@@ -171,7 +175,11 @@ class Simulation:
 
         tokens = unpack_tokens(draft.tokens, draft.count, vocabulary)
         anchored = draft.HasField("anchor")
-        deltas = unpack_varints(draft.parents, draft.count) if draft.parents else [0 if anchored else 1] + [1] * (draft.count - 1)
+        deltas = (
+            unpack_varints(draft.parents, draft.count)
+            if draft.parents
+            else [0 if anchored else 1] + [1] * (draft.count - 1)
+        )
         single = []
         for i, (token, delta) in enumerate(zip(tokens, deltas, strict=True)):
             part = pb.Draft(tokens=pack_tokens([token], vocabulary), count=1, parents=pack_varints([delta]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from outrider_shared.errors import ConfigError
+from outrider_shared.wire import NODES_BEFORE_OPENED
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class EngineConfig:
         for name in ("bucket", "row_budget", "kv_tokens", "block_size", "max_sessions", "max_nodes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}", hint="it must be at least 1")
+        if self.max_nodes < NODES_BEFORE_OPENED:
+            raise ConfigError(f"max_nodes is {self.max_nodes}", hint=f"devices count on at least {NODES_BEFORE_OPENED}")
         if self.kv_tokens < self.block_size:
             raise ConfigError(f"kv_tokens {self.kv_tokens} is less than one block of {self.block_size}")
         if not 0.0 < self.prefill_share <= 1.0:

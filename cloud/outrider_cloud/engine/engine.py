@@ -145,17 +145,15 @@ class Engine:
 
     def step(self) -> bool:
         """Run one batch; returns whether there was anything to do."""
-        started = self._clock()
-        self._expire(started)
+        now, started, forward_s = self._clock(), time.perf_counter(), self.runner.forward_s
+        self._expire(now)
         self._admit()
-        works = self._reserve(schedule.plan(self.sessions.values(), self.config, started))
+        works = self._reserve(schedule.plan(self.sessions.values(), self.config, now))
         if not works:
             return False
         batch = lay_out(works)
         try:
-            run_started = self._clock()
             logits = self.runner.run(batch)
-            run_ended = self._clock()
             bad = _rows_with_nan(logits)
             chosen = self.runner.platform.sampler.choose(logits, batch.choosing, batch.params)
         except Exception as error:  # noqa: BLE001 - whatever a model throws must not stop the other sessions
@@ -163,7 +161,7 @@ class Engine:
                 self._fail(work.session, InternalError(f"the model failed in this step: {error}"))
             return True
         self._commit(works, logits, chosen, bad)
-        self.stats.add(len(batch.tokens), run_ended - run_started, self._clock() - started)
+        self.stats.add(len(batch.tokens), self.runner.forward_s - forward_s, time.perf_counter() - started)
         return True
 
     def idle_until(self) -> float:

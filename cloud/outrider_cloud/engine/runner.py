@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,12 +24,17 @@ class ModelRunner:
         loaded: The model, checked.
         platform: Kernels of the device that it lives on.
         config: Sizes; in exact mode every call has `config.bucket` rows.
+
+    Attributes:
+        kv: Keys and values of all blocks.
+        forward_s: Seconds spent inside the model so far, attention included.
     """
 
     def __init__(self, loaded: LoadedModel, platform: Platform, config: EngineConfig) -> None:
         self.loaded = loaded
         self.platform = platform
         self._bucket = config.bucket if config.exact else 0
+        self.forward_s = 0.0
         self.kv = platform.kv_pool(loaded.layers, config.blocks * config.block_size, loaded.dtype)
 
     @torch.inference_mode()
@@ -43,13 +49,13 @@ class ModelRunner:
             self.platform.attention.plan(batch.segments, rows + len(padding)),
             self.loaded.layers,
         )
+        tokens, positions = torch.tensor([batch.tokens + padding]), torch.tensor([batch.positions + padding])
+        # One row at least: with none, transformers would read an empty slice as "all".
+        wanted = torch.tensor(keep or [0])
+        started = time.perf_counter()
         out = self.loaded.model(
-            input_ids=torch.tensor([batch.tokens + padding]),
-            position_ids=torch.tensor([batch.positions + padding]),
-            use_cache=False,
-            # One row at least: with none, transformers would read an empty slice as "all".
-            logits_to_keep=torch.tensor(keep or [0]),
-            outrider=context,
+            input_ids=tokens, position_ids=positions, use_cache=False, logits_to_keep=wanted, outrider=context
         )
+        self.forward_s += time.perf_counter() - started
         logits: torch.Tensor = out.logits[0][:sampled]
         return logits

@@ -14,7 +14,7 @@ class EngineStats:
         rows: Rows run, padding aside.
         committed: Tokens committed.
         preemptions: Times a session was put aside for want of KV.
-        model_s: Seconds inside the model's forward.
+        forward_s: Seconds inside the model's forward, attention included.
         total_s: Seconds inside `Engine.step` when it had work; the difference is our own overhead.
     """
 
@@ -22,12 +22,12 @@ class EngineStats:
     rows: int = 0
     committed: int = 0
     preemptions: int = 0
-    model_s: float = 0.0
+    forward_s: float = 0.0
     total_s: float = 0.0
 
-    def add(self, rows: int, model_s: float, total_s: float) -> None:
+    def add(self, rows: int, forward_s: float, total_s: float) -> None:
         """Count one step."""
         self.steps += 1
         self.rows += rows
-        self.model_s += model_s
+        self.forward_s += forward_s
         self.total_s += total_s

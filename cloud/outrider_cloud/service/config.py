@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from outrider_shared.errors import ConfigError
-from outrider_shared.wire import MAX_MESSAGE_BYTES
+from outrider_shared.wire import MAX_MESSAGE_BYTES, NODES_BEFORE_OPENED
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,11 @@ class ServiceConfig:
     drain_s: float = 20.0
 
     def __post_init__(self) -> None:
+        if self.max_nodes_per_message < NODES_BEFORE_OPENED:
+            raise ConfigError(
+                f"max_nodes_per_message is {self.max_nodes_per_message}",
+                hint=f"devices count on at least {NODES_BEFORE_OPENED}",
+            )
         host, separator, port = self.listen.rpartition(":")
         if not separator or not host or not port.isdecimal() or int(port) > 65535:
             raise ConfigError(f"listen address {self.listen!r} is not HOST:PORT")

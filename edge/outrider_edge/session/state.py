@@ -16,6 +16,7 @@ from outrider_edge.session.events import Origin, Token, Totals
 from outrider_shared.errors import ProtocolError
 from outrider_shared.packing import unpack_tokens
 from outrider_shared.tree import DraftTree
+from outrider_shared.wire import NODES_BEFORE_OPENED
 from outrider_wire.v1 import verifier_pb2 as pb
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from outrider_shared.sampling.rule import Guess
     from outrider_shared.tree import Node
 
-# What every service takes before it told its own bounds.
-_NODES_BEFORE_OPENED = 64
 # Of the probability that the best candidate leaves, how much the next one takes (0.6 measured on the bundled pair).
 _NEXT_BEST_SHARE = 0.6
 
@@ -67,8 +66,8 @@ class SessionState:
         self.tree = DraftTree(self.log)
         self.opened = False
         self.sent = 0
-        self.max_nodes = _NODES_BEFORE_OPENED
-        self.max_per_message = _NODES_BEFORE_OPENED
+        self.max_nodes = NODES_BEFORE_OPENED
+        self.max_per_message = NODES_BEFORE_OPENED
         self.context_length = 0
         self._begin_burst(None)
 

@@ -345,7 +345,7 @@ class Opened(_message.Message):
     """
     context_length: _builtins.int
     max_nodes: _builtins.int
-    """Bounds: nodes pending in one session, and nodes in one Draft."""
+    """Bounds: nodes pending in one session, and nodes in one Draft. At least 64 each: a device may draft before it read this."""
     max_nodes_per_message: _builtins.int
     cached_tokens: _builtins.int
     """Prompt tokens whose KV the cloud already held."""
