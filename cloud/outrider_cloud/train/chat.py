@@ -85,3 +85,11 @@ def encode_chats(tokenizer: Tokenizer, chats: list[Chat], longest: int) -> list[
         cursor += len(part)
         examples.append(Example(np.concatenate(ids).astype(np.uint16)[:longest], np.concatenate(learn)[:longest]))
     return examples
+
+
+def end_of(tokenizer: Tokenizer) -> int:
+    """The id of the end token. Raises ValueError for a tokenizer of another layout."""
+    end = tokenizer.token_to_id(END)
+    if end is None:
+        raise ValueError(f"the tokenizer has no {END}")
+    return int(end)

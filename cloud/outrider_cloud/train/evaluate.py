@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from outrider_cloud.train.chat import END, render
+from outrider_cloud.train.chat import end_of, render
 from outrider_cloud.train.corpus import Chat
 from outrider_cloud.train.generate import continue_texts, perturbed
 
@@ -58,7 +58,7 @@ def parse_calls(text: str) -> list[dict[str, Any]] | None:
 def answer_figures(model: nn.Module, tokenizer: Tokenizer, prompts: list[Prompt]) -> dict[str, float]:
     """Shares of greedy first answers: calls that parse and name devices of the house; calls equal to the data's."""
     first = [prompt for prompt in prompts if prompt.first]
-    new = continue_texts(model, [prompt.ids for prompt in first], tokenizer.token_to_id(END))
+    new = continue_texts(model, [prompt.ids for prompt in first], end_of(tokenizer))
     good = same = wanted = 0
     for prompt, ids in zip(first, new, strict=True):
         calls = parse_calls(tokenizer.decode(ids, skip_special_tokens=False))
@@ -97,7 +97,7 @@ def pair_figures(
     seed: int = 5,
 ) -> dict[str, float]:
     """Acceptance of single tokens and committed tokens per step with chains, on the target's own texts."""
-    new = continue_texts(target, [p.ids for p in prompts], tokenizer.token_to_id(END), temperature, seed)
+    new = continue_texts(target, [p.ids for p in prompts], end_of(tokenizer), temperature, seed)
     tokens = steps = accepted = 0
     for row, (prompt, ids) in enumerate(zip(prompts, new, strict=True)):
         whole = torch.tensor([prompt.ids + ids])

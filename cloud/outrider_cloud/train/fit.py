@@ -63,7 +63,8 @@ OnCheckpoint = Callable[[nn.Module, int], None]
 
 def make_optimizers(model: nn.Module, config: FitConfig) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for the rest (embeddings and norms)."""
-    hidden, rest = [], []
+    hidden: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         inside = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
         (hidden if inside else rest).append(parameter)

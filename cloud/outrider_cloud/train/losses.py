@@ -19,7 +19,7 @@ def positions(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 def chosen_logits(model: nn.Module, batch: Batch, rows: Tensor, columns: Tensor) -> Tensor:
     """Logits [chosen, vocabulary] of a Hugging Face causal model at the given positions only, computed in bfloat16."""
     with torch.autocast("cpu", torch.bfloat16):
-        hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state  # type: ignore[operator, union-attr]
+        hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state  # type: ignore[operator]
         return cast("Tensor", model.lm_head(hidden[rows, columns]))  # type: ignore[operator]
 
 

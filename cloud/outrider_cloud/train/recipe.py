@@ -8,10 +8,11 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from outrider_cloud.train import asides, home
+from outrider_cloud.train import asides
 from outrider_cloud.train.batches import Batch, Course, collate, plan
 from outrider_cloud.train.chat import END, PAD, Example, encode_chats
 from outrider_cloud.train.corpus import Chat
+from outrider_cloud.train.home import HomeRow, read_home, shorten, split, training_chats
 
 VOCABULARY = 4096
 CONTEXT = 512
@@ -38,25 +39,25 @@ DRAFT = Shape(hidden=128, layers=2, heads=4, kv_heads=2, head_dim=32, intermedia
 class Texts:
     """All cleaned data, split."""
 
-    home: list[home.HomeRow]
-    held_out: list[home.HomeRow]
+    home: list[HomeRow]
+    held_out: list[HomeRow]
     taskmaster: list[Chat]
     tldr: list[Chat]
     dropped: Counter[str]
 
     def chats(self, epoch: int) -> list[Chat]:
         """One pass: all smart-home chats with this pass's houses, and a rotating share of the help data."""
-        return [*home.training_chats(self.home, epoch), *self.taskmaster[epoch % 2 :: 2], *self.tldr[epoch % 5 :: 5]]
+        return [*training_chats(self.home, epoch), *self.taskmaster[epoch % 2 :: 2], *self.tldr[epoch % 5 :: 5]]
 
     def validation(self) -> list[Chat]:
         """The held-out chats with houses that do not change."""
-        return [home.shorten(row, salt=0) for row in self.held_out]
+        return [shorten(row, salt=0) for row in self.held_out]
 
 
 def read_texts(data: Path) -> Texts:
     """Read and clean everything. Raises CorpusError."""
-    rows, dropped = home.read_home(data)
-    training, held_out = home.split(rows)
+    rows, dropped = read_home(data)
+    training, held_out = split(rows)
     return Texts(training, held_out, asides.read_taskmaster(data), asides.read_tldr(data), dropped)
 
 

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
+
 from outrider_cloud.train.chat import render
 from outrider_cloud.train.corpus import Call, Chat, Message
 from outrider_cloud.train.vocabulary import train_vocabulary
-from tokenizers import Tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from outrider_cloud.train import asides
 from outrider_cloud.train.corpus import CorpusError
 from unit.train.rows import write_rows

@@ -4,6 +4,7 @@ from random import Random
 
 import numpy as np
 import torch
+
 from outrider_cloud.train.batches import Course, collate, plan
 from outrider_cloud.train.chat import Example
 

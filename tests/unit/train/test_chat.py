@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
 from outrider_cloud.train.chat import TEMPLATE, encode_chats, render
 from outrider_cloud.train.corpus import Chat
 from outrider_cloud.train.vocabulary import train_vocabulary
-from tokenizers import Tokenizer
 
 CALL = r'<tool_call>{"name": "HassLightSet", "arguments": {"name": "The \"big\" lamp", "brightness": 40}}</tool_call>'
 

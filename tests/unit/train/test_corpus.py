@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from outrider_cloud.train.corpus import CorpusError, is_held_out, read_rows
 from unit.train.rows import write_rows
 

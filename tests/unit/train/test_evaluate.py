@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from torch import nn
+
 from outrider_cloud.train.corpus import Chat
 from outrider_cloud.train.evaluate import answer_figures, pair_figures, parse_calls, prompts_of, walk
 from outrider_cloud.train.generate import continue_texts, perturbed
-from tokenizers import Tokenizer
-from torch import nn
 
 MakeTiny = Callable[[int], nn.Module]
 

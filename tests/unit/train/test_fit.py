@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from torch import nn
+
 from outrider_cloud.train.batches import Course
 from outrider_cloud.train.chat import encode_chats
 from outrider_cloud.train.corpus import Chat
 from outrider_cloud.train.distil import agreement, distil_loss, divergence, total_variation
 from outrider_cloud.train.fit import Fit, FitConfig, FitError
 from outrider_cloud.train.losses import text_loss
-from tokenizers import Tokenizer
-from torch import nn
 
 MakeTiny = Callable[[int], nn.Module]
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from outrider_cloud.train import home
 from outrider_cloud.train.corpus import Call, CorpusError, is_held_out
 from unit.train.rows import home_row, write_rows
