@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 TOLERANCE = 2e-4
 _VOCABULARY = 384
 _WINDOW = 7
+_SOFTCAP = 0.5
 _CONTEXTS = (37, 9)
 _TREE = [-1, 0, 0, 1, 2]
 
 
 def small_clone(config: PretrainedConfig) -> PretrainedConfig:
-    """The configuration with few layers (one of each kind), a small vocabulary and a window that the check exceeds."""
+    """The configuration with one layer of each kind, a small vocabulary, and a window and a cap that the check exceeds."""
     clone = copy.deepcopy(config)
     text = clone.get_text_config()
     kinds = list(getattr(text, "layer_types", None) or ())
@@ -41,6 +42,8 @@ def small_clone(config: PretrainedConfig) -> PretrainedConfig:
         text.layer_types = [kinds[i] for i in chosen]
     if getattr(text, "sliding_window", None):
         text.sliding_window = _WINDOW
+    if getattr(text, "attn_logit_softcapping", None):
+        text.attn_logit_softcapping = _SOFTCAP
     text.vocab_size = min(text.vocab_size, _VOCABULARY)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         value = getattr(text, name, None)

@@ -80,8 +80,7 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32, *, check: b
     gate.check(config)
     if check:
         conformance.check(config)
-    load: Any = lambda: AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=ATTENTION)  # noqa: E731
-    model: PreTrainedModel = _read(folder, load).eval()
+    model: PreTrainedModel = _read(folder, lambda: _load_weights(folder, dtype)).eval()
     model.requires_grad_(False)  # noqa: FBT003 - torch's own signature
     text, tokenizer_json = config.get_text_config(), (folder / "tokenizer.json").read_bytes()
     tokenizer = _read(folder, lambda: Tokenizer.from_str(tokenizer_json.decode()))
@@ -118,6 +117,16 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def _load_weights(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    load: Any = AutoModelForCausalLM.from_pretrained
+    model, report = load(folder, dtype=dtype, attn_implementation=ATTENTION, output_loading_info=True)
+    if report["missing_keys"]:
+        # transformers would go on with random numbers in their place.
+        raise ModelError(f"the weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
+    loaded: PreTrainedModel = model
+    return loaded
+
+
 def _read(folder: Path, load: Any) -> Any:
     try:
         return load()
@@ -128,7 +137,7 @@ def _read(folder: Path, load: Any) -> Any:
 def _eos(folder: Path, text: Any) -> frozenset[int]:
     """End tokens of generation_config.json, which overrides the model's configuration as in transformers."""
     path = folder / "generation_config.json"
-    value = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+    value = _read(folder, lambda: json.loads(path.read_text()).get("eos_token_id")) if path.is_file() else None
     value = text.eos_token_id if value is None else value
     ids = value if isinstance(value, list) else [value]
     return frozenset(i for i in ids if isinstance(i, int) and 0 <= i < text.vocab_size)
@@ -139,5 +148,5 @@ def _chat_template(folder: Path) -> str:
     if path.is_file():
         return path.read_text()
     path = folder / "tokenizer_config.json"
-    template = json.loads(path.read_text()).get("chat_template") if path.is_file() else None
+    template = _read(folder, lambda: json.loads(path.read_text()).get("chat_template")) if path.is_file() else None
     return template if isinstance(template, str) else ""
