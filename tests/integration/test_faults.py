@@ -250,7 +250,7 @@ def test_deadline_ends_the_answer_with_a_typed_error(tiny):
                 def propose(self, tokens, params, width):
                     import time
 
-                    time.sleep(5.0)
+                    time.sleep(1.0)
 
             with pytest.raises(DeadlineError):
                 await collect(client(tiny, connector, Silent), _request(1))

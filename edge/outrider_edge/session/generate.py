@@ -19,17 +19,14 @@ from outrider_edge.session.policy import DraftPolicy
 from outrider_edge.session.state import SessionState
 from outrider_shared.errors import OutriderError, PromptError, SessionExistsError
 from outrider_shared.ids import new_session_id
-from outrider_wire.v1 import verifier_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from concurrent.futures import Executor
 
     from outrider_edge.draft.drafter import Drafter
-    from outrider_edge.link.link import Connector, Link
+    from outrider_edge.link.link import Connector
     from outrider_edge.session.events import GenerateRequest
-
-_PART_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -75,10 +72,6 @@ class Client:
                     async with contextlib.aclosing(stream.run()) as events:
                         async for event in events:
                             yield event
-                    await _part(link)
-                except (GeneratorExit, asyncio.CancelledError):
-                    await _abandon(link)
-                    raise
                 finally:
                     await link.close()
             except SessionExistsError:
@@ -97,22 +90,6 @@ class Client:
                 await asyncio.sleep(wait_s)
                 state.reset()
         yield Finished(state.finish, state.totals)
-
-
-async def _abandon(link: Link) -> None:
-    """The caller lost interest: tell the cloud, so that it frees the session instead of keeping it for a return."""
-    with contextlib.suppress(OutriderError):
-        await link.send(pb.DecodeRequest(cancel=pb.Cancel()))
-        await _part(link)
-
-
-async def _part(link: Link) -> None:
-    """End a stream in order: a cut one would be kept for a return, too."""
-    with contextlib.suppress(OutriderError, TimeoutError):
-        async with asyncio.timeout(_PART_S):
-            await link.half_close()
-            while await link.receive() is not None:
-                pass
 
 
 def _check(request: GenerateRequest, vocabulary: int) -> None:

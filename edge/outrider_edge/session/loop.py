@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # A pass shorter than this runs in the event loop: handing it to a thread would cost as much as it takes.
 INLINE_S = 0.002
+# How long an orderly end may take.
+_PART_S = 0.5
 _PACES = {Pace.AHEAD: pb.PACE_AHEAD, Pace.HOLD: pb.PACE_HOLD}
 
 
@@ -61,9 +63,11 @@ class StreamLoop:
         self._executor = executor
         self._inbox: deque[pb.DecodeResponse | OutriderError | None] = deque()
         self._arrived = asyncio.Event()
-        self._outbox: asyncio.Queue[pb.DecodeRequest] = asyncio.Queue()
+        self._outbox: asyncio.Queue[pb.DecodeRequest | None] = asyncio.Queue()
+        self._broken = False
         self._unsent_since = 0.0
-        self._pass_s = 0.0
+        # Unknown at first, and the first pass reads the whole prompt.
+        self._pass_s = float("inf")
 
     async def run(self) -> AsyncIterator[SessionEvent]:
         """Yield events until the session is finished.
@@ -83,10 +87,26 @@ class StreamLoop:
                 if action is Action.DONE:
                     return
                 await self._act(action)
+        except OutriderError:
+            self._broken = True
+            raise
         finally:
+            receiver, _ = tasks
+            if not self._broken:
+                await self._part(receiver)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _part(self, receiver: asyncio.Future[None]) -> None:
+        """End the stream in order: the cloud would keep the session of a cut one for its return.
+
+        A caller that lost interest before the end has the session cancelled.
+        """
+        if self._state.finish is None:
+            self._send(pb.DecodeRequest(cancel=pb.Cancel()))
+        self._outbox.put_nowait(None)
+        await asyncio.wait([receiver], timeout=_PART_S)
 
     async def _act(self, action: Action) -> None:
         if action is Action.SEND:
@@ -159,8 +179,9 @@ class StreamLoop:
 
     async def _transmit(self) -> None:
         try:
-            while True:
-                await self._link.send(await self._outbox.get())
+            while (message := await self._outbox.get()) is not None:
+                await self._link.send(message)
+            await self._link.half_close()
         except OutriderError:
             # The receiver learns the reason of a broken stream, and what the cloud said before it broke.
             return
