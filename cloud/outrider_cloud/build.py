@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,8 +13,6 @@ from outrider_cloud.kernels.platform import cpu_platform
 from outrider_cloud.model.loading import load_model
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from outrider_cloud.engine.config import EngineConfig
     from outrider_cloud.model.loading import LoadedModel
 
@@ -32,6 +31,6 @@ def build_engine(model: str | Path | LoadedModel, config: EngineConfig, *, threa
     """
     if threads:
         torch.set_num_threads(threads)
-    loaded = load_model(model) if isinstance(model, str) or hasattr(model, "joinpath") else model
+    loaded = load_model(model) if isinstance(model, (str, Path)) else model
     runner = ModelRunner(loaded, cpu_platform(exact=config.exact), config)
     return Engine(runner, config)

@@ -14,9 +14,9 @@ from rich.markup import escape
 from outrider_edge.compare import BUNDLED, Pair, read_requests, totals
 from outrider_edge.compare import compare as compare_answers
 from outrider_edge.device import Device
+from outrider_edge.link.backoff import Backoff
 from outrider_edge.link.grpc_link import ClientTls
 from outrider_edge.render import TokenPrinter, comparison_table, legend
-from outrider_edge.report import AnswerReport
 from outrider_edge.session.events import GenerateRequest, Pace
 from outrider_edge.session.policy import DraftPolicy
 from outrider_shared.chat import render_chat
@@ -27,6 +27,8 @@ from outrider_shared.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from outrider_edge.report import AnswerReport
 
 
 @click.group(cls=TypedErrors)
@@ -52,7 +54,8 @@ def answer_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Flags of the way to the cloud and of drafting."""
     for option in (
-        click.option("--deadline-s", type=click.FloatRange(0, min_open=True), help="Give up after this time."),
+        click.option("--give-up-s", type=click.FloatRange(0), default=15.0, show_default=True, help="Time without progress, while the cloud cannot be reached, before the answer fails."),
+        click.option("--deadline-s", type=click.FloatRange(0, min_open=True), help="Most time for one answer."),
         click.option("--tls-key", type=click.Path(path_type=Path), help="PEM key of this device (mTLS)."),
         click.option("--tls-cert", type=click.Path(path_type=Path), help="PEM certificate of this device (mTLS)."),
         click.option("--tls-ca", type=click.Path(path_type=Path), help="PEM of who signs the cloud's certificate."),
@@ -119,6 +122,7 @@ def _device(flags: dict[str, Any]) -> Device:
         flags["draft"],
         tls=_tls(flags),
         policy=DraftPolicy(depth=flags["depth"], width=flags["width"]),
+        backoff=Backoff(give_up_s=flags["give_up_s"]),
         deadline_s=flags["deadline_s"],
     )
 

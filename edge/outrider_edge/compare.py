@@ -13,13 +13,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from outrider_edge.report import AnswerReport
 from outrider_shared.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from outrider_edge.device import Device
+    from outrider_edge.report import AnswerReport
     from outrider_edge.session.events import GenerateRequest, SessionEvent
 
 BUNDLED = "bundled"

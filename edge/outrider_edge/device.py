@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from tokenizers import Tokenizer
 
 from outrider_edge.draft.drafter import Drafter, ModelDrafter
 from outrider_edge.draft.runtime import DraftModel
+from outrider_edge.link.backoff import Backoff
 from outrider_edge.link.grpc_link import ClientTls, GrpcConnector
 from outrider_edge.report import AnswerReport
 from outrider_edge.session.events import Finished, GenerateRequest, Pace, SessionEvent, Tokens
 from outrider_edge.session.generate import Client
 from outrider_edge.session.policy import DraftPolicy
+from outrider_shared.errors import DeadlineError
 from outrider_shared.packs import read_pack
 
 if TYPE_CHECKING:
@@ -35,8 +39,16 @@ def bundled_pack() -> Path:
 class Device:
     """Answers requests; use as an async context manager. Make it with `open`."""
 
-    def __init__(self, connector: GrpcConnector, tokenizer: Tokenizer, chat_template: str, client: Client) -> None:
+    def __init__(
+        self,
+        connector: GrpcConnector,
+        tokenizer: Tokenizer,
+        chat_template: str,
+        client: Client,
+        deadline_s: float | None = None,
+    ) -> None:
         self._connector = connector
+        self._deadline_s = deadline_s
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self._client = client
@@ -49,6 +61,7 @@ class Device:
         *,
         tls: ClientTls | None = None,
         policy: DraftPolicy | None = None,
+        backoff: Backoff | None = None,
         deadline_s: float | None = None,
         threads: int = 1,
     ) -> Device:
@@ -59,6 +72,7 @@ class Device:
             draft: Pack folder, `bundled`, or `none` for plain decoding (the bundled pack's tokenizer is used).
             tls: None is plaintext.
             policy: How far to draft.
+            backoff: How long to wait between tries to reach the cloud.
             deadline_s: Bound on each answer.
             threads: CPU threads of a draft pass.
 
@@ -79,11 +93,13 @@ class Device:
             tokenizer_sha256=manifest.tokenizer_fingerprint,
             new_drafter=None if str(draft) == NONE else new_drafter,
             policy=policy,
+            backoff=backoff or Backoff(),
             executor=ThreadPoolExecutor(1, thread_name_prefix="draft"),
         )
-        return cls(connector, Tokenizer.from_file(str(pack.tokenizer_path)), pack.chat_template or "", client)
+        tokenizer = Tokenizer.from_file(str(pack.tokenizer_path))
+        return cls(connector, tokenizer, pack.chat_template or "", client, deadline_s)
 
-    async def __aenter__(self) -> Device:
+    async def __aenter__(self) -> Self:
         await self._connector.__aenter__()
         return self
 
@@ -113,14 +129,19 @@ class Device:
         ids: list[int] = []
         finished: Finished | None = None
         client = dataclasses.replace(self._client, new_drafter=None) if plain else self._client
-        async for event in client.generate(dataclasses.replace(request, pace=Pace.AHEAD) if plain else request):
-            if isinstance(event, Tokens):
-                first_s = first_s or time.perf_counter() - started
-                ids += [token.id for token in event.tokens]
-            elif isinstance(event, Finished):
-                finished = event
-            if on_event is not None:
-                on_event(event)
+        events = client.generate(dataclasses.replace(request, pace=Pace.AHEAD) if plain else request)
+        try:
+            async with asyncio.timeout(self._deadline_s), contextlib.aclosing(events):
+                async for event in events:
+                    if isinstance(event, Tokens):
+                        first_s = first_s or time.perf_counter() - started
+                        ids += [token.id for token in event.tokens]
+                    elif isinstance(event, Finished):
+                        finished = event
+                    if on_event is not None:
+                        on_event(event)
+        except TimeoutError:
+            raise DeadlineError(f"the answer was not complete within {self._deadline_s:g} s") from None
         assert finished is not None, "an answer ends with Finished"
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
         return AnswerReport(text, ids, finished, time.perf_counter() - started, first_s)

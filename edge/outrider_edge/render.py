@@ -36,7 +36,14 @@ def comparison_table(result: dict[str, Any]) -> Table:
     """Drafted against plain: one row per request, and a sum."""
     table = Table(title="drafted at the edge against plain cloud streaming: same requests, same connection")
     table.add_column("request", ratio=1, no_wrap=True, overflow="ellipsis", min_width=12)
-    for name in ("tokens", "cloud steps\nours/plain", "tokens\nper step", "tokens/s\nours/plain", "ratio", "same\ntext"):
+    for name in (
+        "tokens",
+        "cloud steps\nours/plain",
+        "tokens\nper step",
+        "tokens/s\nours/plain",
+        "ratio",
+        "same\ntext",
+    ):
         table.add_column(name, justify="right")
     for answer in result["requests"]:
         table.add_row(answer["request"], *_cells(answer))

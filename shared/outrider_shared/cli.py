@@ -22,11 +22,11 @@ class TypedErrors(click.Group):
     error goes to standard output as {"error": {"code", "message", "hint"}}, too.
     """
 
-    def main(self, args: Any = None, **extra: Any) -> Any:
+    def main(self, args: Any = None, *rest: Any, **extra: Any) -> Any:
         """Run, and end the process."""
         arguments = list(sys.argv[1:] if args is None else args)
         try:
-            return super().main(args=arguments, **extra)
+            return super().main(arguments, *rest, **extra)
         except OutriderError as error:
             if "--json" in arguments:
                 body = {"code": error.code, "message": error.message, "hint": error.hint}

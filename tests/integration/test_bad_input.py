@@ -7,8 +7,6 @@ import math
 
 import grpc
 import pytest
-from support.drafters import RandomDrafter
-from support.service import client, collect, open_message, raw_stream, read_all, serving
 
 from outrider_cloud.build import build_engine
 from outrider_cloud.engine.config import EngineConfig
@@ -22,6 +20,8 @@ from outrider_edge.session.events import GenerateRequest
 from outrider_shared.packing import pack_tokens, pack_varints
 from outrider_shared.sampling import SamplingParams
 from outrider_wire.v1 import verifier_pb2 as pb
+from support.drafters import RandomDrafter
+from support.service import client, collect, open_message, raw_stream, read_all, serving
 
 PROMPT = [1, 2, 3, 4]
 
@@ -38,7 +38,11 @@ REFUSED_OPENS = {
     "unknown model": ({"model": "gpt-9"}, "unknown_model", ["gpt-9", "tiny"]),
     "token out of range": ({"prompt": b"\x7f", "prompt_length": 1}, "protocol", ["127", "97"]),
     "empty prompt": ({"prompt": b"", "prompt_length": 0}, "invalid_prompt", ["empty"]),
-    "prompt over the context": ({"prompt": pack_tokens([1] * 128, 97), "prompt_length": 128}, "invalid_prompt", ["128"]),
+    "prompt over the context": (
+        {"prompt": pack_tokens([1] * 128, 97), "prompt_length": 128},
+        "invalid_prompt",
+        ["128"],
+    ),
     "huge prompt": ({"prompt": b"", "prompt_length": 2**31}, "invalid_prompt", ["2147483648", "128"]),
     "torn prompt": ({"prompt": b"\x01", "prompt_length": 4}, "protocol", ["4 bytes", "1"]),
     "negative temperature": ({"sampling": pb.Sampling(temperature=-0.5)}, "invalid_parameter", ["temperature", "-0.5"]),
@@ -59,7 +63,8 @@ REFUSED_MESSAGES = {
     "parent that does not exist": (
         [_draft(tokens=pack_tokens([1], 97), count=1, parents=pack_varints([9]), anchor=4)], "invalid_draft", ["-9"]),
     "anchor beyond the log": ([_draft(tokens=pack_tokens([1], 97), count=1, anchor=99)], "invalid_draft", ["99"]),
-    "anchor missing": ([_draft(tokens=pack_tokens([1], 97), count=1, parents=pack_varints([0]))], "invalid_draft", ["anchor"]),
+    "anchor missing": (
+        [_draft(tokens=pack_tokens([1], 97), count=1, parents=pack_varints([0]))], "invalid_draft", ["anchor"]),
     "too many nodes in a message": (
         [_draft(tokens=pack_tokens([1] * 129, 97), count=129, anchor=4)], "invalid_draft", ["129", "128"]),
     "too many nodes pending": (
@@ -127,7 +132,9 @@ def test_wrong_message_ends_that_session_alone(tiny, name):
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("first", [b"\xff\xff\xff\xff", b"\x0a\xff", bytes(range(256)) * 8], ids=["junk", "torn", "noise"])
+@pytest.mark.parametrize(
+    "first", [b"\xff\xff\xff\xff", b"\x0a\xff", bytes(range(256)) * 8], ids=["junk", "torn", "noise"]
+)
 def test_garbage_bytes_are_a_protocol_error(tiny, first):
     """Bytes that are no message get a typed error, not gRPC's own failure."""
 
@@ -224,7 +231,10 @@ def test_message_over_the_size_bound_is_refused(tiny):
     """A message larger than the service takes ends the stream without reaching the engine."""
 
     async def run():
-        async with serving(tiny, max_message_bytes=4096) as (address, engine), raw_stream(address, as_bytes=True) as call:
+        async with (
+            serving(tiny, max_message_bytes=4096) as (address, engine),
+            raw_stream(address, as_bytes=True) as call,
+        ):
             await call.write(b"\x00" * 8192)
             _, status = await read_all(call)
             assert status is grpc.StatusCode.RESOURCE_EXHAUSTED

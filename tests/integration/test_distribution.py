@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from support.drafters import OracleDrafter
-from support.simulator import Simulation
 from transformers import AutoModelForCausalLM
 
 from outrider_cloud.engine.config import EngineConfig
+from outrider_cloud.engine.engine import Engine
 from outrider_cloud.engine.events import Committed, Request
 from outrider_cloud.engine.runner import ModelRunner
-from outrider_cloud.engine.engine import Engine
 from outrider_cloud.kernels.platform import cpu_platform
 from outrider_edge.session.events import GenerateRequest, Pace
 from outrider_edge.session.policy import DraftPolicy
 from outrider_shared.ids import SessionId
 from outrider_shared.sampling import SamplingParams
+from support.drafters import OracleDrafter
+from support.simulator import Simulation
 
 PROMPT = (3, 1, 4, 1, 5)
 SEEDS = 6000
@@ -80,7 +80,12 @@ def _plain_pairs(tiny, options) -> list[tuple[int, int, int]]:
     out = []
     for start in range(0, SEEDS, 200):
         for seed in range(start, min(SEEDS, start + 200)):
-            engine.open(Request(SessionId(f"seed-{seed:06d}"), PROMPT, 2, SamplingParams(**options, seed=seed), ignore_eos=True), sink)
+            engine.open(
+                Request(
+                    SessionId(f"seed-{seed:06d}"), PROMPT, 2, SamplingParams(**options, seed=seed), ignore_eos=True
+                ),
+                sink,
+            )
         while engine.step():
             pass
         for name, pair in tokens.items():
@@ -110,7 +115,7 @@ def test_tokens_behind_accepted_drafts_follow_the_targets_distribution(tiny, tin
     for start in range(0, len(pairs), 64):
         batch = [(seed, f, s) for seed, f, s in pairs[start : start + 64] if f == first]
         simulation = Simulation(runner, config, lambda count: 0)
-        for seed, f, s in batch:
+        for seed, f, _s in batch:
             request = GenerateRequest(PROMPT, 3, SamplingParams(**options, seed=seed), pace=Pace.HOLD, ignore_eos=True)
             # Draft the first token rightly: the second is then the bonus behind an accepted draft.
             drafter = OracleDrafter(seed, 97, [*PROMPT, f], lies=0.0)

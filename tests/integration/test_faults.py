@@ -13,8 +13,6 @@ import sys
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support.drafters import OracleDrafter, RandomDrafter
-from support.service import client, collect, open_message, raw_stream, read_all, serving
 
 from outrider_cloud.build import build_engine
 from outrider_cloud.engine.config import EngineConfig
@@ -24,6 +22,8 @@ from outrider_edge.session.events import GenerateRequest, Reconnecting, Tokens
 from outrider_shared.errors import DeadlineError, UnavailableError
 from outrider_shared.sampling import SamplingParams
 from outrider_wire.v1 import verifier_pb2 as pb
+from support.drafters import OracleDrafter, RandomDrafter
+from support.service import client, collect, open_message, raw_stream, read_all, serving
 
 CONFIG = EngineConfig(kv_tokens=16384, lease_s=5.0)
 
@@ -118,7 +118,7 @@ def test_cut_streams_resume_exactly(tiny, seed):
 
 
 def test_killed_cloud_process_is_replaced_and_the_text_is_the_same(tiny, tiny_folder, tmp_path):
-    """The cloud dies by SIGKILL in mid-answer and another starts on its port: the answer goes on as if nothing happened."""
+    """The cloud dies by SIGKILL in mid-answer, another starts on its port: the answer goes on as if nothing was."""
 
     @contextlib.contextmanager
     def cloud(listen: str):
@@ -176,7 +176,9 @@ def test_draining_service_finishes_what_is_open_and_refuses_what_is_new(tiny):
         address, _ = await service.__aenter__()
         async with GrpcConnector(address) as connector, grpc.aio.insecure_channel(address) as channel:
             health = health_pb2_grpc.HealthStub(channel)
-            assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
+            assert (
+                await health.Check(health_pb2.HealthCheckRequest())
+            ).status == health_pb2.HealthCheckResponse.SERVING
             tokens: list[int] = []
             stopping = None
             async for event in client(tiny, connector, lambda: RandomDrafter(5, 97)).generate(request):
@@ -240,7 +242,7 @@ def test_session_that_outlives_the_drain_is_told_to_resume_elsewhere_and_does(ti
 
 
 def test_deadline_ends_the_answer_with_a_typed_error(tiny):
-    """A stream's deadline passes while the cloud holds for drafts: DeadlineError, and the KV is freed with the lease."""
+    """A deadline passes while the cloud holds for drafts: DeadlineError, and the KV is freed with the lease."""
 
     async def run():
         config = EngineConfig(kv_tokens=4096, hold_s=30.0, lease_s=0.1)

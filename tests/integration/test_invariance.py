@@ -13,9 +13,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.drafters import AdversarialDrafter, OracleDrafter, RandomDrafter
-from support.models import bundled_target, loaded, third_party
-from support.simulator import RecordingEngine, Simulation
 
 from outrider_cloud.engine.config import EngineConfig
 from outrider_cloud.engine.runner import ModelRunner
@@ -27,6 +24,9 @@ from outrider_edge.draft.runtime import DraftModel
 from outrider_edge.session.events import GenerateRequest, Pace
 from outrider_edge.session.policy import DraftPolicy
 from outrider_shared.sampling import SamplingParams
+from support.drafters import AdversarialDrafter, OracleDrafter, RandomDrafter
+from support.models import bundled_target, loaded, third_party
+from support.simulator import RecordingEngine, Simulation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +54,7 @@ POLICIES = st.builds(
 
 
 def configs(*, exact: bool) -> st.SearchStrategy[EngineConfig]:
-    """Engines with buckets, budgets, blocks and KV memory of all sizes, down to ones where sessions must be preempted."""
+    """Engines with buckets, budgets, blocks and KV memory of all sizes, down to ones that must preempt."""
     return st.builds(
         EngineConfig,
         exact=st.just(exact),
@@ -129,7 +129,15 @@ def test_any_drafter_any_schedule_any_fault_gives_plain_tokens(tiny, exact, data
             return AdversarialDrafter(97, answer)
         return OracleDrafter(number, 97, answer, lies=0.0 if kind == "right" else 0.3)
 
-    play(tiny, config, wanted, make_drafter, random.randrange, faults=data.draw(st.integers(0, 4)), split=data.draw(st.booleans()))
+    play(
+        tiny,
+        config,
+        wanted,
+        make_drafter,
+        random.randrange,
+        faults=data.draw(st.integers(0, 4)),
+        split=data.draw(st.booleans()),
+    )
 
 
 def _real_pair(name: str) -> tuple[LoadedModel, DraftModel]:

@@ -1,11 +1,9 @@
-"""Weights that others trained: greedy equals transformers' `generate`, in no more target calls than its assisted mode."""
+"""Weights that others trained: greedy equals transformers' `generate`, in no more calls than its assisted mode."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from support.models import loaded, third_party
-from support.simulator import Simulation
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -16,6 +14,8 @@ from outrider_edge.draft.drafter import ModelDrafter
 from outrider_edge.draft.runtime import DraftModel
 from outrider_edge.session.events import GenerateRequest, Pace
 from outrider_edge.session.policy import DraftPolicy
+from support.models import loaded, third_party
+from support.simulator import Simulation
 
 TOKENS = 120
 CHAIN = 4
@@ -84,7 +84,7 @@ def _ours(draft: DraftModel, ids, policy: DraftPolicy) -> tuple[list[int], int]:
 
 @pytest.mark.parametrize("number", range(len(PROMPTS)))
 def test_greedy_equals_transformers_in_no_more_calls_than_assisted_generation(draft, references, number):
-    """120 greedy tokens are transformers' own; chains of 4 need no more target calls than assisted generation, trees fewer."""
+    """120 greedy tokens are transformers' own; chains of 4 need no more calls than assisted generation, trees fewer."""
     target, assistant = references
     ids = Tokenizer.from_file(str(third_party("target-stories-3m") / "tokenizer.json")).encode(PROMPTS[number]).ids
     expected, _ = _generate(target, ids)

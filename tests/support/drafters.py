@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from outrider_shared.sampling import SamplingParams
 from outrider_shared.sampling.rule import Guess
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from outrider_shared.sampling import SamplingParams
 
 
 class RandomDrafter:
@@ -15,7 +19,7 @@ class RandomDrafter:
     def __init__(self, seed: int, vocabulary: int) -> None:
         self._random, self._vocabulary = random.Random(seed), vocabulary
 
-    def propose(self, tokens: Sequence[int], params: SamplingParams, width: int) -> Guess | None:  # noqa: ARG002
+    def propose(self, tokens: Sequence[int], params: SamplingParams, width: int) -> Guess | None:
         count = self._random.randint(1, width)
         chosen = tuple(self._random.sample(range(self._vocabulary), count))
         margin = self._random.uniform(0.0, 9.0)
@@ -23,12 +27,12 @@ class RandomDrafter:
 
 
 class OracleDrafter:
-    """Knows the answer, and lies at times: right tokens, a right sibling behind a wrong first, or all wrong, or nothing."""
+    """Knows the answer, and lies at times: right tokens, a right sibling behind a wrong first, all wrong, nothing."""
 
     def __init__(self, seed: int, vocabulary: int, answer: Sequence[int], lies: float) -> None:
         self._random, self._vocabulary, self._answer, self._lies = random.Random(seed), vocabulary, answer, lies
 
-    def propose(self, tokens: Sequence[int], params: SamplingParams, width: int) -> Guess | None:  # noqa: ARG002
+    def propose(self, tokens: Sequence[int], params: SamplingParams, width: int) -> Guess | None:
         if len(tokens) >= len(self._answer) or (draw := self._random.random()) < 0.02:
             return None
         right = self._answer[len(tokens)]
@@ -46,7 +50,7 @@ class AdversarialDrafter:
     def __init__(self, vocabulary: int, answer: Sequence[int]) -> None:
         self._vocabulary, self._answer = vocabulary, answer
 
-    def propose(self, tokens: Sequence[int], params: SamplingParams, width: int) -> Guess | None:  # noqa: ARG002
+    def propose(self, tokens: Sequence[int], params: SamplingParams, width: int) -> Guess | None:
         known = self._answer[len(tokens)] if len(tokens) < len(self._answer) else 0
         wrong = tuple((known + 1 + i) % self._vocabulary for i in range(width))
         return Guess(wrong, (0.0,) * width, 9.0)

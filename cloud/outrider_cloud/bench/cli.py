@@ -26,7 +26,9 @@ def bench() -> None:
 @click.option("--model", default="bundled", show_default=True, help="Hugging Face folder, or 'bundled'.")
 @click.option("--steps", type=click.IntRange(8), default=48, show_default=True, help="Steps of a measurement.")
 @click.option("--context", type=click.IntRange(1), default=128, show_default=True, help="Tokens of each prompt.")
-@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Measurements; the median is told.")
+@click.option(
+    "--repeats", type=click.IntRange(1), default=3, show_default=True, help="Measurements; the median is told."
+)
 @click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0: torch's choice.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def engine(model: str, steps: int, context: int, repeats: int, threads: int, *, as_json: bool) -> None:

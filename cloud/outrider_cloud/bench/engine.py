@@ -1,7 +1,7 @@
 """Speed and memory of the engine: steps, rows and tokens per second, and what our code adds to the model's forward.
 
-The baseline is transformers' own `generate` on the same weights in the same run (one session, dynamic KV cache, SDPA): the
-usual way to decode on a CPU.
+The baseline is transformers' own `generate` on the same weights in the same run (one session, dynamic KV cache, SDPA):
+the usual way to decode on a CPU.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def accept(nodes: Sequence[Node], chosen: Sequence[int]) -> tuple[list[int], lis
     for node in nodes:
         below[ran.get(id(node.parent), 0), node.token] = node
     tokens, offsets = [chosen[0]], [0]
-    while (node := below.get((offsets[-1], tokens[-1]))) is not None:
-        offsets.append(ran[id(node)])
+    while (taken := below.get((offsets[-1], tokens[-1]))) is not None:
+        offsets.append(ran[id(taken)])
         tokens.append(chosen[offsets[-1]])
     return tokens, offsets, any(parent == offsets[-1] for parent, _ in below)

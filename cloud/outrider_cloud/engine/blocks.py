@@ -1,7 +1,7 @@
 """KV memory in blocks: allocation, reference counts, and sharing of equal prefixes by hash.
 
-    free      not referenced by any session. It may still hold the KV of a sealed block (the prefix cache): such blocks are
-              given away last, least recently released first.
+    free      not referenced by any session. It may still hold the KV of a sealed block (the prefix cache): such blocks
+              are given away last, least recently released first.
     used      referenced by at least one session; a shared block is counted once.
     sealed    full, and registered under the hash of all tokens up to its end. Its contents never change again.
 

@@ -320,7 +320,7 @@ class Engine:
             self._retire(session)
 
     def _retire(self, session: Session) -> None:
-        """Free a finished session's KV (its full blocks stay in the prefix cache) and keep its log for a late resume."""
+        """Free a finished session's KV (full blocks stay in the prefix cache) and keep its log for a late resume."""
         session.drop_kv(self.pool)
         session.state = State.FINISHED
         session.lease_end = min(session.lease_end, self._clock() + self.config.lease_s)

@@ -72,7 +72,7 @@ class EngineThread:
         while self._take_mail(wait_s=0.0 if busy else self._idle_s()):
             try:
                 busy = self._engine.step()
-            except Exception:
+            except Exception:  # noqa: BLE001 - logged
                 # The engine contains the faults of sessions and models; this is a bug of ours, and must not spin.
                 _log.exception("engine step failed")
                 time.sleep(0.1)
@@ -95,5 +95,5 @@ class EngineThread:
     def _guard(self, call: Callable[[Engine], None]) -> None:
         try:
             call(self._engine)
-        except Exception:
+        except Exception:  # noqa: BLE001 - logged; one bad call must not end the engine
             _log.exception("engine call failed")

@@ -35,7 +35,9 @@ _HIDDEN = -1e30
 class AttentionPlan(Protocol):
     """Metadata of one step, made once and used by every layer."""
 
-    def attend(self, query: torch.Tensor, kv: KvPool, layer: int, spec: LayerSpec, sinks: torch.Tensor | None) -> torch.Tensor:
+    def attend(
+        self, query: torch.Tensor, kv: KvPool, layer: int, spec: LayerSpec, sinks: torch.Tensor | None
+    ) -> torch.Tensor:
         """Attention of all rows.
 
         Args:
@@ -81,7 +83,9 @@ class _GroupedPlan:
             self.masks[window] = torch.where(seen, 0.0, _HIDDEN)[:, None]
         return self.masks[window]
 
-    def attend(self, query: torch.Tensor, kv: KvPool, layer: int, spec: LayerSpec, sinks: torch.Tensor | None) -> torch.Tensor:
+    def attend(
+        self, query: torch.Tensor, kv: KvPool, layer: int, spec: LayerSpec, sinks: torch.Tensor | None
+    ) -> torch.Tensor:
         groups, share = len(self.visible), spec.q_heads // spec.kv_heads
         keys = kv.keys[layer].index_select(1, self.keys).view(spec.kv_heads, groups, -1, spec.k_dim).float()
         values = kv.values[layer].index_select(1, self.keys).view(spec.kv_heads, groups, -1, spec.v_dim).float()
@@ -127,8 +131,15 @@ class GroupedAttention:
             take[g, :count] = np.arange(row, row + count)
             place[row : row + count] = g * GROUP_ROWS + np.arange(count)
             row += count
-        arrays = (keys.reshape(-1), key_positions, row_positions, visible, take.reshape(-1), place)
-        return _GroupedPlan(*(torch.from_numpy(a) for a in arrays), masks={})
+        return _GroupedPlan(
+            keys=torch.from_numpy(keys.reshape(-1)),
+            key_positions=torch.from_numpy(key_positions),
+            row_positions=torch.from_numpy(row_positions),
+            visible=torch.from_numpy(visible),
+            take=torch.from_numpy(take.reshape(-1)),
+            place=torch.from_numpy(place),
+            masks={},
+        )
 
 
 @dataclass
@@ -149,7 +160,9 @@ class _ExactPlan:
             self.masks[window] = torch.where(seen, 0.0, _HIDDEN)
         return self.masks[window]
 
-    def attend(self, query: torch.Tensor, kv: KvPool, layer: int, spec: LayerSpec, sinks: torch.Tensor | None) -> torch.Tensor:
+    def attend(
+        self, query: torch.Tensor, kv: KvPool, layer: int, spec: LayerSpec, sinks: torch.Tensor | None
+    ) -> torch.Tensor:
         rows, share, heads = len(self.lengths), spec.q_heads // spec.kv_heads, spec.kv_heads
         shape = (heads, rows, self.splits, SPLIT)
         keys = kv.keys[layer].index_select(1, self.keys).view(*shape, spec.k_dim).float()

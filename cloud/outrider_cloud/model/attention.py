@@ -1,7 +1,7 @@
 """The attention function that Hugging Face models call in place of their own.
 
-Contract with transformers (4.57 to 5.x): registered in `AttentionInterface` and *not* in `AttentionMaskInterface`, so no
-mask is made; `use_cache=False`, so keys and values are those of the new rows, already rotated; the step's metadata
+Contract with transformers (4.57 to 5.x): registered in `AttentionInterface` and *not* in `AttentionMaskInterface`, so
+no mask is made; `use_cache=False`, so keys and values are those of the new rows, already rotated; the step's metadata
 travels as one extra keyword.
 """
 
@@ -60,7 +60,7 @@ class ShapeRecorder:
         self.calls = 0
 
 
-def tree_attention(  # noqa: PLR0913, PLR0917 - transformers fixes this signature
+def tree_attention(
     module: torch.nn.Module,
     query: torch.Tensor,  # [1, q_heads, rows, k_dim]
     key: torch.Tensor,  # [1, kv_heads, rows, k_dim]

@@ -31,7 +31,7 @@ _TREE = [-1, 0, 0, 1, 2]
 
 
 def small_clone(config: PretrainedConfig) -> PretrainedConfig:
-    """The configuration with one layer of each kind, a small vocabulary, and a window and a cap that the check exceeds."""
+    """The configuration with a layer of each kind, few tokens, and a window and a cap that the check exceeds."""
     clone = copy.deepcopy(config)
     text = clone.get_text_config()
     kinds = list(getattr(text, "layer_types", None) or ())

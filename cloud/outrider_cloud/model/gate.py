@@ -16,7 +16,7 @@ _VARYING_ROPE = {"dynamic", "longrope"}
 
 
 def refusals(config: Any) -> list[str]:
-    """Reasons why a model of that configuration cannot be served; empty if none is known before the conformance check."""
+    """Reasons why such a model cannot be served; empty if none is known before the conformance check."""
     try:
         model_class = AutoModelForCausalLM._model_mapping[type(config)]  # noqa: SLF001 - no public lookup by configuration
     except KeyError:

@@ -81,7 +81,7 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32, *, check: b
     if check:
         conformance.check(config)
     model: PreTrainedModel = _read(folder, lambda: _load_weights(folder, dtype)).eval()
-    model.requires_grad_(False)  # noqa: FBT003 - torch's own signature
+    model.requires_grad_(False)
     text, tokenizer_json = config.get_text_config(), (folder / "tokenizer.json").read_bytes()
     tokenizer = _read(folder, lambda: Tokenizer.from_str(tokenizer_json.decode()))
     if tokenizer.get_vocab_size() > text.vocab_size:

@@ -37,5 +37,7 @@ def probe_layers(model: PreTrainedModel) -> list[LayerSpec]:
     layers = recorder.layers
     expected = model.config.get_text_config().num_hidden_layers
     if recorder.calls != expected or sorted(layers) != list(range(expected)):
-        raise ModelError(f"{recorder.calls} attention calls in layers {sorted(layers)}, expected one in each of {expected}")
+        raise ModelError(
+            f"{recorder.calls} attention calls in layers {sorted(layers)}, expected one in each of {expected}"
+        )
     return [layers[i] for i in range(expected)]

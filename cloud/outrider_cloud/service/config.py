@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from outrider_shared.errors import ConfigError
 from outrider_shared.wire import MAX_MESSAGE_BYTES, NODES_BEFORE_OPENED
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,8 +40,8 @@ class Directory:
     """Streams and leases.
 
     Rules:
-        * A session id has one live stream. A second one is refused, unless it shows the lease: then it is the owner on a
-          new connection, and takes over.
+        * A session id has one live stream. A second one is refused, unless it shows the lease: then it is the owner on
+          a new connection, and takes over.
         * A lease is bound to the device and to the request; it is remembered after its stream broke, for a while.
 
     Args:

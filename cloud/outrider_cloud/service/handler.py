@@ -86,7 +86,7 @@ class SessionHandler:
             return await self._refuse(error)
         except asyncio.CancelledError:
             raise
-        except Exception:
+        except Exception:  # noqa: BLE001 - logged; the device gets a typed error
             _log.exception("session handler failed")
             return await self._refuse(InternalError("the service failed", hint="resume, here or elsewhere"))
         return None

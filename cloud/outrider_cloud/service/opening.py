@@ -67,7 +67,8 @@ def check_handshake(message: pb.Open, model: LoadedModel) -> None:
             hint="use a pack that was made for this target",
         )
     if message.tokenizer_sha256.hex() != model.tokenizer_sha256:
+        theirs, ours = message.tokenizer_sha256.hex(), model.tokenizer_sha256
         raise MismatchError(
-            f"the draft's tokenizer is {message.tokenizer_sha256.hex()[:16]}, the target's {model.tokenizer_sha256[:16]}",
+            f"the draft's tokenizer is {theirs[:16]}, the target's {ours[:16]}",
             hint="use a pack that was made for this target",
         )

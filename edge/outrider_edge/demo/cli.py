@@ -21,10 +21,19 @@ _REQUESTS = 6
 
 @click.command()
 @click.option("--prompt", help="What to ask the assistant; otherwise held-out requests are answered.")
-@click.option("--requests", "count", type=click.IntRange(1), default=_REQUESTS, show_default=True, help="Held-out requests to answer.")
+@click.option(
+    "--requests",
+    "count",
+    type=click.IntRange(1),
+    default=_REQUESTS,
+    show_default=True,
+    help="Held-out requests to answer.",
+)
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Key of the noise.")
-@click.option("--max-tokens", type=click.IntRange(1), default=96, show_default=True, help="Tokens of an answer at most.")
+@click.option(
+    "--max-tokens", type=click.IntRange(1), default=96, show_default=True, help="Tokens of an answer at most."
+)
 @click.option("--exact/--no-exact", default=True, show_default=True, help="Tell the price of bit-exact rows, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def demo(prompt: str | None, *, count: int, exact: bool, as_json: bool, **flags: Any) -> None:  # fmt: skip

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 
@@ -22,6 +21,7 @@ from outrider_shared.errors import (
 from outrider_wire.v1 import verifier_pb2 as pb
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
 _KINDS: dict[grpc.StatusCode, type[OutriderError]] = {
@@ -65,7 +65,7 @@ class ClientTls:
             raise ConfigError("a client certificate needs its key, and a key its certificate")
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """gRPC's form of the files.
+        """GRPC's form of the files.
 
         Raises:
             ConfigError: if a file cannot be read.
@@ -104,7 +104,7 @@ class GrpcConnector:
         self._deadline_s = deadline_s
         self._channel: Any = None
 
-    async def __aenter__(self) -> GrpcConnector:
+    async def __aenter__(self) -> Self:
         # Here and not before: a channel belongs to the event loop that runs when it is made.
         if self._credentials is None:
             self._channel = grpc.aio.insecure_channel(self._target, options=_OPTIONS)
@@ -199,5 +199,3 @@ class GrpcLink:
 def _typed(code: grpc.StatusCode, details: str | None) -> OutriderError:
     kind = _KINDS.get(code, InternalError)
     return kind(details or code.name.lower().replace("_", " "))
-
-

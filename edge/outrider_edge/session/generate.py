@@ -21,7 +21,7 @@ from outrider_shared.errors import OutriderError, PromptError, SessionExistsErro
 from outrider_shared.ids import new_session_id
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
     from concurrent.futures import Executor
 
     from outrider_edge.draft.drafter import Drafter
@@ -51,7 +51,7 @@ class Client:
     backoff: Backoff = field(default_factory=Backoff)
     executor: Executor | None = None
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[SessionEvent]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[SessionEvent]:
         """Events of one answer, ending with `Finished`.
 
         Raises:

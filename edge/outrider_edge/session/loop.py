@@ -1,7 +1,7 @@
 """One stream's life: open, then draft, send and receive until the session is finished or the stream breaks.
 
-Two tasks share the state, both in one event loop: the conductor drafts and sends, the receiver only collects. A commit is
-handled before the next draft step starts; a draft step never waits for the network.
+Two tasks share the state, both in one event loop: the conductor drafts and sends, the receiver only collects. A commit
+is handled before the next draft step starts; a draft step never waits for the network.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from outrider_shared.wire import FRAME_BYTES, PROTOCOL_VERSION, draft_to_wire, e
 from outrider_wire.v1 import verifier_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
     from concurrent.futures import Executor
 
     from outrider_edge.draft.drafter import Drafter
@@ -69,7 +69,7 @@ class StreamLoop:
         # Unknown at first, and the first pass reads the whole prompt.
         self._pass_s = float("inf")
 
-    async def run(self) -> AsyncIterator[SessionEvent]:
+    async def run(self) -> AsyncGenerator[SessionEvent]:
         """Yield events until the session is finished.
 
         Raises:
@@ -140,10 +140,7 @@ class StreamLoop:
         state = self._state
         nodes = state.unsent()
         more = not state.burst_done or len(state.tree) - state.sent > len(nodes)
-        if nodes:
-            draft = draft_to_wire(nodes, state.sent - 1, state.vocabulary, more=more)
-        else:
-            draft = pb.Draft(more=more)
+        draft = draft_to_wire(nodes, state.sent - 1, state.vocabulary, more=more) if nodes else pb.Draft(more=more)
         state.mark_sent(nodes)
         state.flushed = not more
         self._unsent_since = time.monotonic()

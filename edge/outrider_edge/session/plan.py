@@ -3,7 +3,7 @@
 Order:
     1. a finished session does nothing more;
     2. nodes are sent when their burst is done, a message is full, or they waited long enough for company;
-    3. a burst that ended without a node to carry the news is ended by an empty message, so that the cloud does not wait;
+    3. a burst that ended without a node to carry the news is ended by an empty message, lest the cloud wait;
     4. otherwise draft, up to the bounds: never wait for the network while there is something worth drafting;
     5. otherwise wait for the cloud.
 """

@@ -54,6 +54,11 @@ class SessionState:
         self.totals = Totals()
         self.finish: str | None = None
         self.lease = b""
+        self.tip: Node | None = None
+        self.burst_done = False
+        self._starts: list[Node] = []
+        self._survival = 1.0
+        self._depth = 0
         self.reset()
 
     @property
@@ -75,7 +80,7 @@ class SessionState:
 
     def path(self) -> list[int]:
         """The sequence that the next draft step continues: the log and the pending nodes down to the tip."""
-        tokens = []
+        tokens: list[int] = []
         node = self.tip
         while node is not None and node.position >= len(self.log):
             tokens.append(node.token)
@@ -160,7 +165,7 @@ class SessionState:
         self.totals.accepted += len(path)
         self._settle()
         self._count(message, tokens)
-        logprobs = list(message.logprobs) or [None] * len(tokens)
+        logprobs: list[float | None] = list(message.logprobs) or [None] * len(tokens)
         return [Token(t, o, p) for t, o, p in zip(tokens, origins, logprobs, strict=True)]
 
     def _accepted_path(self, message: pb.Commit) -> list[int]:
@@ -214,8 +219,8 @@ class SessionState:
         return self.tree.append(token, self.tip)
 
     def _begin_burst(self, tip: Node | None) -> None:
-        self.tip: Node | None = tip
-        self._starts: list[Node] = []
+        self.tip = tip
+        self._starts = []
         self._survival, self._depth = 1.0, 0
         self.burst_done = self.exhausted = self.flushed = False
 

@@ -41,7 +41,9 @@ class SamplingParams:
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise ParameterError(f"{name} is {value!r}", hint="it must be a finite number")
-        _require(0.0 <= self.temperature <= MAX_TEMPERATURE, "temperature", self.temperature, "in [0, 100]; 0 is greedy")
+        _require(
+            0.0 <= self.temperature <= MAX_TEMPERATURE, "temperature", self.temperature, "in [0, 100]; 0 is greedy"
+        )
         _require(0 <= self.top_k <= MAX_TOP_K, "top_k", self.top_k, "0 (off) or a positive integer")
         _require(0.0 < self.top_p <= 1.0, "top_p", self.top_p, "in (0, 1]; 1 is off")
         _require(0.0 <= self.min_p <= 1.0, "min_p", self.min_p, "in [0, 1]; 0 is off")

@@ -49,7 +49,7 @@ def philox4x32(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.
 
 
 def random_bits(seed: int, position: int, tokens: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """x of the sampling rule for chosen token ids: Philox(key=seed, counter=(v // 4, position, 0, 0))[v % 4].
+    """X of the sampling rule for chosen token ids: Philox(key=seed, counter=(v // 4, position, 0, 0))[v % 4].
 
     Args:
         seed: 64-bit key of the session.
@@ -62,7 +62,8 @@ def random_bits(seed: int, position: int, tokens: NDArray[np.int64]) -> NDArray[
     counter = np.zeros((len(tokens), 4), np.uint32)
     counter[:, 0] = tokens >> 2
     counter[:, 1] = position
-    return philox4x32(counter, split_seed(seed))[np.arange(len(tokens)), tokens & 3]
+    bits: NDArray[np.uint32] = philox4x32(counter, split_seed(seed))[np.arange(len(tokens)), tokens & 3]
+    return bits
 
 
 def split_seed(seed: int) -> tuple[int, int]:
@@ -78,7 +79,8 @@ def gumbel_from_bits(bits: NDArray[np.uint32]) -> NDArray[np.float32]:
     """
     w = (bits.astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-32)
     np.minimum(w, _BELOW_ONE, out=w)
-    return -np.log(-np.log1p(-w))
+    noise: NDArray[np.float32] = -np.log(-np.log1p(-w))
+    return noise
 
 
 def gumbel_row(seed: int, position: int, vocabulary: int) -> NDArray[np.float32]:

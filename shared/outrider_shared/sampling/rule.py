@@ -32,7 +32,8 @@ _NOISED_LOGITS = 512
 def scale(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
     """Temperature: (z - max z) / T. logits [vocab] float32, T > 0. The likeliest tokens have 0, all others less."""
     with np.errstate(over="ignore"):
-        return (logits - logits.max()) / np.float32(temperature)
+        scores: NDArray[np.float32] = (logits - logits.max()) / np.float32(temperature)
+    return scores
 
 
 def keep_top_k(scores: NDArray[np.float32], k: int) -> NDArray[np.float32]:
