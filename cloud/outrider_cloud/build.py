@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from outrider_cloud.engine.engine import Engine
+from outrider_cloud.engine.exactness import check_exact
 from outrider_cloud.engine.runner import ModelRunner
 from outrider_cloud.kernels.platform import cpu_platform
 from outrider_cloud.model.loading import load_model
@@ -27,10 +28,12 @@ def build_engine(model: str | Path | LoadedModel, config: EngineConfig, *, threa
 
     Raises:
         ConfigError: if the folder is no model.
-        ModelError: if the model cannot be served exactly.
+        ModelError: if the model cannot be served, or with `config.exact` not bit for bit.
     """
     if threads:
         torch.set_num_threads(threads)
     loaded = load_model(model) if isinstance(model, (str, Path)) else model
     runner = ModelRunner(loaded, cpu_platform(exact=config.exact), config)
+    if config.exact:
+        check_exact(runner, config)
     return Engine(runner, config)
