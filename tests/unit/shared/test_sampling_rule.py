@@ -118,6 +118,14 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p_with_its_ties(
     ]
 
 
+def test_top_p_is_satisfied_by_a_mass_of_exactly_p():
+    scores = np.array([0.0, -1.0], np.float32)
+    p = float(1.0 / (1.0 + np.exp(-1.0)))
+    assert p * (1.0 + np.exp(-1.0)) == 1.0
+    assert (rule.keep_top_p(scores, p) > -np.inf).tolist() == [True, False]
+    assert (rule.keep_top_p(scores, float(np.nextafter(p, 1.0))) > -np.inf).tolist() == [True, True]
+
+
 @pytest.mark.parametrize("min_p", [0.5, 0.25, 0.1, 0.05, 1.0])
 def test_min_p_keeps_a_token_at_the_border(min_p: float):
     border = np.float32(np.log(np.float32(min_p)))
