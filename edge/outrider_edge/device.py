@@ -18,6 +18,7 @@ from outrider_edge.draft.runtime import DraftModel
 from outrider_edge.link.backoff import Backoff
 from outrider_edge.link.grpc_link import ClientTls, GrpcConnector
 from outrider_edge.report import AnswerReport
+from outrider_edge.session.calibration import PRIOR, Calibration
 from outrider_edge.session.events import Finished, GenerateRequest, Pace, SessionEvent, Tokens
 from outrider_edge.session.generate import Client
 from outrider_edge.session.policy import DraftPolicy
@@ -93,6 +94,7 @@ class Device:
             tokenizer_sha256=manifest.tokenizer_fingerprint,
             new_drafter=None if str(draft) == NONE else new_drafter,
             policy=policy,
+            calibration=Calibration(manifest.survival or PRIOR),
             backoff=backoff or Backoff(),
             executor=ThreadPoolExecutor(1, thread_name_prefix="draft"),
         )

@@ -31,10 +31,10 @@ class Node:
         parent: The node above; None where it hangs on the log.
         children: Live children by token.
         dead: Whether its path disagrees with the log.
-        survival: The drafter's estimate that the node will be committed, in (0, 1].
+        margin: The margin of the guess whose best token this is; None for a second best, or where nobody guessed.
     """
 
-    __slots__ = ("children", "dead", "number", "parent", "position", "survival", "token")
+    __slots__ = ("children", "dead", "margin", "number", "parent", "position", "token")
 
     def __init__(self, number: int, token: int, position: int, parent: Node | None) -> None:
         self.number = number
@@ -43,7 +43,7 @@ class Node:
         self.parent = parent
         self.children: dict[int, Node] = {}
         self.dead = False
-        self.survival = 1.0
+        self.margin: float | None = None
 
 
 class DraftTree:

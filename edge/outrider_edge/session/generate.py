@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from outrider_edge.link.backoff import Backoff
+from outrider_edge.session.calibration import Calibration
 from outrider_edge.session.events import Finished, Reconnecting, SessionEvent
 from outrider_edge.session.loop import StreamLoop
 from outrider_edge.session.policy import DraftPolicy
@@ -39,6 +40,7 @@ class Client:
         tokenizer_sha256: Fingerprint of the tokenizer, hex.
         new_drafter: Makes one session's drafter; None decodes plainly.
         policy: How far to draft.
+        calibration: Margin to survival, shared by the device's sessions.
         backoff: How long to wait between tries.
         executor: Where slow draft passes run; None runs all in the event loop.
     """
@@ -48,6 +50,7 @@ class Client:
     tokenizer_sha256: str
     new_drafter: Callable[[], Drafter] | None = None
     policy: DraftPolicy = field(default_factory=DraftPolicy)
+    calibration: Calibration = field(default_factory=Calibration)
     backoff: Backoff = field(default_factory=Backoff)
     executor: Executor | None = None
 
@@ -59,7 +62,7 @@ class Client:
             OutriderError: what the cloud refused, or `UnavailableError` after `backoff.give_up_s` without progress.
         """
         _check(request, self.vocabulary)
-        state = SessionState(request, self.policy, self.vocabulary)
+        state = SessionState(request, self.policy, self.vocabulary, self.calibration)
         drafter = None if self.new_drafter is None else self.new_drafter()
         session_id, failures, since = new_session_id(), 0, time.monotonic()
         while state.finish is None:

@@ -6,14 +6,9 @@ end of the burst in flight, and ends where a further node is unlikely to survive
 
 from __future__ import annotations
 
-import bisect
 from dataclasses import dataclass
 
 from outrider_shared.errors import ConfigError
-
-# Margin in nats -> survival of the best guess; measured on the bundled pair over T = 0, 0.7 and 1.
-PRIOR = ((0.0, 0.45), (0.25, 0.55), (0.5, 0.63), (1.0, 0.74), (2.0, 0.87), (3.0, 0.94), (5.0, 0.985), (8.0, 0.995))
-
 
 @dataclass(frozen=True, slots=True)
 class DraftPolicy:
@@ -26,7 +21,6 @@ class DraftPolicy:
         sibling_survival: A sibling is sent if it is committed with at least this probability.
         bursts_ahead: Bursts drafted beyond the one in flight, while the network and the cloud are busy.
         coalesce_s: Nodes wait at most this long for the rest of their burst.
-        survival: (margin, survival of the best guess), ascending.
     """
 
     depth: int = 8
@@ -35,7 +29,6 @@ class DraftPolicy:
     sibling_survival: float = 0.12
     bursts_ahead: int = 1
     coalesce_s: float = 0.004
-    survival: tuple[tuple[float, float], ...] = PRIOR
 
     def __post_init__(self) -> None:
         if self.depth < 1 or self.width < 1 or self.bursts_ahead < 0:
@@ -43,13 +36,3 @@ class DraftPolicy:
                 f"draft depth {self.depth}, width {self.width}, bursts ahead {self.bursts_ahead}",
                 hint="depth and width must be at least 1, bursts ahead not negative",
             )
-
-    def survival_of(self, margin: float) -> float:
-        """Probability that the best of a guess with that margin is the target's choice; interpolated."""
-        index = bisect.bisect_right(self.survival, (margin, 1.0))
-        if index == 0:
-            return self.survival[0][1]
-        if index == len(self.survival):
-            return self.survival[-1][1]
-        (x0, y0), (x1, y1) = self.survival[index - 1], self.survival[index]
-        return y0 + (y1 - y0) * (margin - x0) / (x1 - x0)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from outrider_edge.session.calibration import Calibration
 from outrider_edge.session.events import Origin, Token, Totals
 from outrider_shared.errors import ProtocolError
 from outrider_shared.packing import unpack_tokens
@@ -43,12 +44,16 @@ class SessionState:
     Args:
         request: What is generated.
         policy: How to draft.
+        calibration: Margin to survival; learns from each commit.
         vocabulary: Width of a token id on the wire.
     """
 
-    def __init__(self, request: GenerateRequest, policy: DraftPolicy, vocabulary: int) -> None:
+    def __init__(
+        self, request: GenerateRequest, policy: DraftPolicy, vocabulary: int, calibration: Calibration | None = None
+    ) -> None:
         self.request = request
         self.policy = policy
+        self.calibration = calibration or Calibration()
         self.vocabulary = vocabulary
         self.log: list[int] = list(request.prompt)
         self.totals = Totals()
@@ -94,8 +99,9 @@ class SessionState:
         if guess is None or not guess.tokens:
             self.exhausted = self.burst_done = True
             return
-        survival = self.policy.survival_of(guess.margin)
+        survival = self.calibration.survival_of(guess.margin)
         best = self._append(guess.tokens[0])
+        best.margin = guess.margin
         # What the best loses is shared by the others; the second best takes the larger part of it.
         left = self._survival * (1.0 - survival)
         for token in guess.tokens[1:]:
@@ -183,14 +189,22 @@ class SessionState:
 
     def _advance(self, path: list[int], explicit: list[int]) -> list[Origin]:
         for token in path:
+            self._learn(token)
             self.tree.advance(token)
         origins = [Origin.ACCEPTED] * len(path)
         for token in explicit:
             refused = any(child.number < self.sent for child in self.tree.children.values())
             drafted = bool(origins) and origins[-1] is Origin.ACCEPTED
+            self._learn(token)
             self.tree.advance(token)
             origins.append(Origin.CORRECTION if refused else Origin.BONUS if drafted else Origin.CLOUD)
         return origins
+
+    def _learn(self, token: int) -> None:
+        """The target chose `token` at the frontier: was it what we guessed there?"""
+        for node in self.tree.children.values():
+            if node.margin is not None:
+                self.calibration.observe(node.margin, hit=node.token == token)
 
     def _settle(self) -> None:
         """Let go of what the commit made useless, and find where to draft on."""

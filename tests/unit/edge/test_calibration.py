@@ -1,0 +1,56 @@
+"""Margin to survival: a prior that evidence corrects."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from outrider_edge.session.calibration import PRIOR, Calibration
+
+
+def test_prior_is_returned_before_any_evidence():
+    """At its own margins a fresh calibration gives the prior, and beyond its ends the nearest value."""
+    fresh = Calibration()
+    assert fresh.pairs() == [pytest.approx(pair) for pair in PRIOR]
+    assert fresh.survival_of(-1.0) == PRIOR[0][1]
+    assert fresh.survival_of(99.0) == PRIOR[-1][1]
+
+
+@given(margin=st.floats(0.0, 8.0))
+def test_survival_between_two_margins_lies_between_their_survivals(margin):
+    """Interpolation stays between its neighbours."""
+    fresh = Calibration()
+    below = max(s for m, s in PRIOR if m <= margin)
+    above = min((s for m, s in PRIOR if m >= margin), default=PRIOR[-1][1])
+    assert min(below, above) - 1e-12 <= fresh.survival_of(margin) <= max(below, above) + 1e-12
+
+
+def test_evidence_pulls_the_estimate_to_the_observed_rate():
+    """After some hundred guesses the estimate is the rate, whatever the prior said."""
+    calibration, chance = Calibration(), random.Random(1)
+    for _ in range(600):
+        calibration.observe(1.0, hit=chance.random() < 0.3)
+    assert calibration.survival_of(1.0) == pytest.approx(0.3, abs=0.1)
+    assert calibration.survival_of(8.0) == PRIOR[-1][1]
+
+
+def test_new_evidence_outweighs_old():
+    """When agreement collapses, the estimate follows within a few hundred guesses."""
+    calibration = Calibration()
+    for _ in range(5000):
+        calibration.observe(2.0, hit=True)
+    for _ in range(400):
+        calibration.observe(2.0, hit=False)
+    assert calibration.survival_of(2.0) < 0.25
+
+
+@given(st.lists(st.tuples(st.floats(0, 20), st.booleans()), max_size=300))
+def test_survival_is_always_a_probability(observations):
+    """No sequence of observations drives an estimate out of (0, 1)."""
+    calibration = Calibration()
+    for margin, hit in observations:
+        calibration.observe(margin, hit=hit)
+    assert all(0.0 < survival < 1.0 for _, survival in calibration.pairs())
