@@ -1,7 +1,7 @@
 """The engine: `schedule -> run -> commit` over many sessions at once.
 
-`engine` conducts. `schedule` decides which rows run, `blocks` owns the KV memory, `session` is one log with its draft
-tree, `batch` lays rows out for the model, `runner` calls it, `exactness` checks that its
-rows are independent, `accept` walks the trees, `events` is what comes out,
-`thread` runs it all beside an event loop.
+`engine` conducts. `schedule` decides which rows run, `memory` who gets KV when it is short (`blocks` are its unit),
+`session` is one log with its draft tree, `batch` lays rows out for the model, `runner` calls it, `accept` walks the
+trees. `checks` refuses what cannot run, `exactness` verifies that rows are independent before they are promised to be,
+`events` is what goes in and out, `thread` runs it all beside an event loop.
 """

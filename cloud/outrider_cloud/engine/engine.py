@@ -15,27 +15,26 @@ from typing import TYPE_CHECKING
 from outrider_cloud.engine import schedule
 from outrider_cloud.engine.accept import accept
 from outrider_cloud.engine.batch import lay_out
-from outrider_cloud.engine.blocks import BlockPool
+from outrider_cloud.engine.checks import check_request, check_tree
 from outrider_cloud.engine.events import Committed, Failed, Finish, Opened, Request, Sink
+from outrider_cloud.engine.memory import KvMemory
 from outrider_cloud.engine.session import Session, State
 from outrider_cloud.engine.stats import EngineStats
 from outrider_cloud.kernels.sampling import log_probability
 from outrider_shared import wire
-from outrider_shared.errors import DraftError, InternalError, LimitError, OutriderError, PromptError, ProtocolError
+from outrider_shared.errors import InternalError, LimitError, OutriderError, ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import torch
 
+    from outrider_cloud.engine.blocks import BlockPool
     from outrider_cloud.engine.config import EngineConfig
     from outrider_cloud.engine.runner import ModelRunner
     from outrider_cloud.engine.schedule import Work
     from outrider_shared.ids import SessionId
     from outrider_wire.v1 import verifier_pb2 as pb
-
-# Dead nodes keep their number, so a stream's nodes are bounded even if none of them is ever pending for long.
-_NODES_PER_TOKEN = 64
 
 
 class Engine:
@@ -50,12 +49,17 @@ class Engine:
     def __init__(self, runner: ModelRunner, config: EngineConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self.runner = runner
         self.config = config
-        self.pool = BlockPool(config.blocks, config.block_size)
+        self.memory = KvMemory(config)
         self.sessions: dict[SessionId, Session] = {}
         self.stats = EngineStats()
         self._clock = clock
         self._arrivals = 0
         self._stop_of = runner.loaded.eos
+
+    @property
+    def pool(self) -> BlockPool:
+        """The KV blocks."""
+        return self.memory.pool
 
     # ---- sessions -----------------------------------------------------------------------------------------------
 
@@ -69,12 +73,15 @@ class Engine:
         """
         if request.session_id in self.sessions:
             raise ProtocolError(f"session {request.session_id} is open already")
-        self._admissible(request)
+        live = sum(1 for s in self.sessions.values() if s.state is not State.FINISHED)
+        if live >= self.config.max_sessions:
+            raise LimitError(f"{live} sessions are open", hint="this service takes no more; try later")
+        check_request(request, self.runner.loaded, self.config)
         self._arrivals += 1
         session = Session(request, self._arrivals, sink)
         session.hold_since = self._clock()
         self.sessions[request.session_id] = session
-        self._admit()
+        self.memory.admit(self.sessions.values())
         sink(Opened(request.session_id, len(session.log), session.computed))
         if request.committed:
             self._finish_if_due(session)
@@ -134,7 +141,7 @@ class Engine:
             return
         try:
             wire.append_draft(session.tree, message, self.runner.loaded.vocabulary)
-            self._check_tree(session)
+            check_tree(session, self.config)
         except OutriderError as error:
             self._fail(session, error)
             return
@@ -147,8 +154,10 @@ class Engine:
         """Run one batch; returns whether there was anything to do."""
         now, started, forward_s = self._clock(), time.perf_counter(), self.runner.forward_s
         self._expire(now)
-        self._admit()
-        works = self._reserve(schedule.plan(self.sessions.values(), self.config, now))
+        self.memory.admit(self.sessions.values())
+        works = schedule.plan(self.sessions.values(), self.config, now)
+        works = self.memory.reserve(works, self.sessions.values())
+        self.stats.preemptions = self.memory.preemptions
         if not works:
             return False
         batch = lay_out(works)
@@ -168,82 +177,6 @@ class Engine:
         """When `step` may have something to do without further input: a holding session's or a lease's end."""
         leases = (s.lease_end for s in self.sessions.values())
         return min(schedule.next_hold_end(self.sessions.values(), self.config), min(leases, default=float("inf")))
-
-    def _admissible(self, request: Request) -> None:
-        loaded, log = self.runner.loaded, [*request.prompt, *request.committed]
-        live = sum(1 for s in self.sessions.values() if s.state is not State.FINISHED)
-        if live >= self.config.max_sessions:
-            raise LimitError(f"{live} sessions are open", hint="this service takes no more; try later")
-        if not request.prompt:
-            raise PromptError("the prompt is empty", hint="send at least one token")
-        if len(request.prompt) >= loaded.context_length:
-            raise PromptError(
-                f"the prompt has {len(request.prompt)} tokens", hint=f"the context holds {loaded.context_length}"
-            )
-        if len(log) > loaded.context_length:
-            raise PromptError(f"prompt and committed tokens are {len(log)}, the context holds {loaded.context_length}")
-        worst = max(log)
-        if worst >= loaded.vocabulary or min(log) < 0:
-            raise PromptError(f"token id {worst if worst >= loaded.vocabulary else min(log)} is outside the vocabulary",
-                              hint=f"ids are below {loaded.vocabulary}")  # fmt: skip
-        most = min(len(request.prompt) + request.max_tokens, loaded.context_length)
-        if most > self.config.blocks * self.config.block_size:
-            raise LimitError(f"prompt and answer need KV for {most} tokens, the pool holds {self.config.kv_tokens}",
-                             hint="ask for fewer tokens, or serve with a larger --kv-tokens")  # fmt: skip
-
-    def _check_tree(self, session: Session) -> None:
-        pending, most = session.tree.pending, self.config.max_nodes
-        if pending > most:
-            raise DraftError(f"{pending} draft nodes are pending", hint=f"at most {most} may be")
-        sent, allowed = len(session.tree), most + _NODES_PER_TOKEN * session.request.max_tokens
-        if sent > allowed:
-            raise DraftError(f"{sent} nodes were drafted for an answer of at most {session.request.max_tokens} tokens",
-                             hint=f"at most {allowed} are taken on one stream")  # fmt: skip
-
-    def _admit(self) -> None:
-        """Give waiting sessions KV, oldest first; nobody overtakes one that does not fit yet."""
-        waiting = [s for s in self.sessions.values() if s.state is State.WAITING]
-        for session in sorted(waiting, key=lambda s: s.arrival):
-            needed = session.blocks_for(len(session.log) + 1, self.config.block_size)
-            if needed > self.pool.free and any(s.state is State.RUNNING for s in self.sessions.values()):
-                return
-            session.adopt_prefix(self.pool)
-            session.usage.cached_tokens += session.computed
-            session.state = State.RUNNING
-
-    def _reserve(self, works: list[schedule.Work]) -> list[Work]:
-        """Find slots for each work in turn, shrinking drafts first and preempting younger sessions last."""
-        reserved: list[Work] = []
-        for work in works:
-            if work.session.state is not State.RUNNING:
-                continue
-            if not self._has_room(work):
-                work.nodes.clear()
-            while not self._has_room(work) and (victim := self._victim(work.session)) is not None:
-                reserved = [w for w in reserved if w.session is not victim]
-                self._preempt(victim)
-            if self._has_room(work):
-                missing = work.session.blocks_for(work.rows, self.config.block_size)
-                work.session.adopt(self.pool.allocate(missing), self.config.block_size)
-                reserved.append(work)
-        return reserved
-
-    def _has_room(self, work: Work) -> bool:
-        return work.session.blocks_for(work.rows, self.config.block_size) <= self.pool.free
-
-    def _victim(self, session: Session) -> Session | None:
-        """Whose KV to take: parked sessions first, then the youngest; never an older one than `session`."""
-        holders = [s for s in self.sessions.values() if s.blocks and s is not session]
-        parked = [s for s in holders if s.state is State.PARKED]
-        younger = [s for s in holders if s.arrival > session.arrival and s.state is State.RUNNING]
-        return max(parked or younger, key=lambda s: s.arrival, default=None)
-
-    def _preempt(self, session: Session) -> None:
-        session.drop_kv(self.pool)
-        session.usage.preemptions += 1
-        self.stats.preemptions += 1
-        if session.state is State.RUNNING:
-            session.state = State.WAITING
 
     def _commit(self, works: list[Work], logits: torch.Tensor, chosen: list[int], bad: set[int]) -> None:
         first = 0

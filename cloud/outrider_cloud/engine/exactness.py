@@ -45,7 +45,7 @@ def check_exact(runner: ModelRunner, config: EngineConfig) -> None:
         same = int((together == rows).all(-1).sum())
         if same != count:
             raise ModelError(
-                f"{runner.loaded.name} cannot be served exactly here: {count - same} of {count} rows differ with {name}",
+                f"{runner.loaded.name} cannot be served bit for bit: {count - same} of {count} rows differ with {name}",
                 hint="serve it without --exact, or try another --bucket",
             )
 

@@ -5,11 +5,12 @@ All calls reach the engine through one mailbox and run between steps, in the ord
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, TypeVar
+from concurrent.futures import Future, InvalidStateError
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 _LONGEST_WAIT_S = 1.0
+_STOPPED = "the engine has stopped"
 
 
 class EngineThread:
@@ -33,6 +35,7 @@ class EngineThread:
         self._mailbox: queue.SimpleQueue[Callable[[Engine], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stopped = threading.Event()
+        self._asked: set[Future[Any]] = set()
 
     def start(self) -> None:
         """Begin to run steps."""
@@ -49,22 +52,28 @@ class EngineThread:
         self._mailbox.put(call)
 
     def ask(self, call: Callable[[Engine], T]) -> Future[T]:
-        """Run `call` between two steps; the future has its result or its error.
+        """Run `call` between two steps, unless the future is cancelled before; it has the call's result or its error.
 
         Raises:
             UnavailableError: if the engine has ended.
         """
         future: Future[T] = Future()
         if self._stopped.is_set():
-            raise UnavailableError("the engine has stopped")
+            raise UnavailableError(_STOPPED)
 
         def answer(engine: Engine) -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(call(engine))
             except Exception as error:  # noqa: BLE001 - the asker gets it, whatever it is
                 future.set_exception(error)
 
+        self._asked.add(future)
+        future.add_done_callback(self._asked.discard)
         self._mailbox.put(answer)
+        if self._stopped.is_set():
+            self._refuse_asked()
         return future
 
     def _run(self) -> None:
@@ -77,6 +86,13 @@ class EngineThread:
                 _log.exception("engine step failed")
                 time.sleep(0.1)
         self._stopped.set()
+        self._refuse_asked()
+
+    def _refuse_asked(self) -> None:
+        """Answer those who asked behind the stop; nobody else will."""
+        for future in list(self._asked):
+            with contextlib.suppress(InvalidStateError):
+                future.set_exception(UnavailableError(_STOPPED))
 
     def _idle_s(self) -> float:
         return min(_LONGEST_WAIT_S, max(0.0, self._engine.idle_until() - time.monotonic()))
