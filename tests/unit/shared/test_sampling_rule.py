@@ -170,6 +170,14 @@ def test_numpy_torch_and_the_engines_sampler_choose_the_same(numbers: int, asked
         assert_same_choice(logits[row], i, p, in_numpy, in_engine[row])
 
 
+def test_a_filter_of_one_row_does_not_touch_the_others():
+    """Not even a token whose mass is lost in the rounding of the sum."""
+    logits = torch.tensor([[0.0, -1.0, -60.0]]).repeat(4, 1)
+    params = [SamplingParams(1.0), SamplingParams(1.0, top_p=0.5), SamplingParams(1.0, top_k=1)]
+    kept = rule_torch.filtered_scores(logits, [*params, SamplingParams(1.0, min_p=0.3)]) > -torch.inf
+    assert kept.tolist() == [[True, True, True], [True, False, False], [True, False, False], [True, True, False]]
+
+
 def test_the_engines_sampler_does_not_touch_the_logits():
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
     before = logits.clone()
