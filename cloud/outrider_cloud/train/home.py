@@ -31,6 +31,7 @@ _PERSONAS = {
 }
 _PLACEHOLDER = re.compile(r"<([a-z_]+)>")
 _COLOR = re.compile(r";([a-z]+) \(\d")
+_DURATION = re.compile(r"\b(?:for|set a) (.+ (?:second|minute|hour)s?)\b")
 _NOT_FOUND = re.compile(r"\b(?:locate|find|found|see|recogni[sz]e|detect|identify|spot|exist)\b")
 _ARGUMENT_OF = {"temp_f": "temperature", "temp_c": "temperature", "todo": "item"}
 
@@ -118,7 +119,7 @@ def _value(slot: str, request: str, final: str, colors: frozenset[str]) -> str |
     if slot == "color":
         found: list[str] = [word for word in re.findall(r"[a-z]+", text) if word in colors]
     elif slot == "duration":
-        found = re.findall(r" for ([a-z0-9 -]+?)(?: please)?[.!?]?(?:$| \w+ )", request.lower())
+        found = _DURATION.findall(request.lower())
     else:
         found = re.findall(r"\d+", text)
     if not found:

@@ -39,11 +39,15 @@ def test_a_cover_under_any_domain_becomes_its_friendly_name(name: str):
     assert "kitchen blinds" in row.turns[1].content.lower()
 
 
-def test_a_vacuum_start_on_a_timer_starts_the_timer():
-    request = "set the oven timer for five minutes."
+@pytest.mark.parametrize(
+    "duration", ["five minutes", "half an hour", "one minute and thirty seconds", "two and a half hours"]
+)
+@pytest.mark.parametrize("request_text", ["set the oven timer for {}.", "set a {} oven timer."])
+def test_a_vacuum_start_on_a_timer_starts_the_timer(duration: str, request_text: str):
+    request = request_text.format(duration)
     row = cleaned(home_row(request, "set for <duration>", ("HassVacuumStart", {"name": "Oven timer"})))
-    assert row.turns[1].calls[0] == Call("HassStartTimer", {"name": "Oven timer", "duration": "five minutes"})
-    assert row.turns[1].content == "Set for five minutes"
+    assert row.turns[1].calls[0] == Call("HassStartTimer", {"name": "Oven timer", "duration": duration})
+    assert row.turns[1].content == f"Set for {duration}"
 
 
 def test_a_device_outside_of_the_house_drops_the_row():
