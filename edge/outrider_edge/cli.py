@@ -62,7 +62,7 @@ def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--tls", is_flag=True, help="Use TLS with the system's roots."),
         click.option("--width", type=click.IntRange(1), default=DraftPolicy().width, show_default=True, help="Candidates per position."),
         click.option("--depth", type=click.IntRange(1), default=DraftPolicy().depth, show_default=True, help="Longest chain of a burst."),
-        click.option("--pace", type=click.Choice([p.value for p in Pace]), default=Pace.HOLD.value, show_default=True, help="What the cloud does while no draft is at hand."),
+        click.option("--pace", type=click.Choice([p.value for p in Pace]), default=Pace.AUTO.value, show_default=True, help="What the cloud does while no draft is at hand: decode by itself, wait, or whichever pays."),
         click.option("--draft", default="bundled", show_default=True, help="Pack folder, 'bundled', or 'none' for plain decoding."),
         click.option("--cloud", required=True, help="HOST:PORT of the verifier."),
     ):  # fmt: skip

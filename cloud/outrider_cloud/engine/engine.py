@@ -146,6 +146,8 @@ class Engine:
             self._fail(session, error)
             return
         session.more_drafts = message.more
+        if message.HasField("anchor"):
+            session.note_draft(message.anchor, self._clock())
         session.no_drafts = not message.more and message.count == 0
 
     # ---- the loop -----------------------------------------------------------------------------------------------
@@ -155,7 +157,7 @@ class Engine:
         now, started, forward_s = self._clock(), time.perf_counter(), self.runner.forward_s
         self._expire(now)
         self.memory.admit(self.sessions.values())
-        works = schedule.plan(self.sessions.values(), self.config, now)
+        works = schedule.plan(self.sessions.values(), self.config, now, self.stats.step_s)
         works = self.memory.reserve(works, self.sessions.values())
         self.stats.preemptions = self.memory.preemptions
         if not works:
@@ -176,7 +178,10 @@ class Engine:
     def idle_until(self) -> float:
         """When `step` may have something to do without further input: a holding session's or a lease's end."""
         leases = (s.lease_end for s in self.sessions.values())
-        return min(schedule.next_hold_end(self.sessions.values(), self.config), min(leases, default=float("inf")))
+        return min(
+            schedule.next_hold_end(self.sessions.values(), self.config, self.stats.step_s),
+            min(leases, default=float("inf")),
+        )
 
     def _commit(self, works: list[Work], logits: torch.Tensor, chosen: list[int], bad: set[int]) -> None:
         first = 0
@@ -213,7 +218,7 @@ class Engine:
         self.stats.committed += len(tokens)
         if work.nodes:
             session.learn(len(offsets) - 1, refused=refused)
-        session.hold_since, session.no_drafts = self._clock(), False
+        session.note_commit(self._clock())
         logprobs: tuple[float, ...] = ()
         if session.request.logprobs:
             logprobs = tuple(log_probability(logits[offsets], tokens))

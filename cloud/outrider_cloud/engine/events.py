@@ -19,6 +19,7 @@ class Pace(enum.Enum):
 
     AHEAD = "ahead"
     HOLD = "hold"
+    AUTO = "auto"
 
 
 class Finish(enum.Enum):

@@ -8,12 +8,15 @@ Rules:
       is worth p^d tokens; a sure row is worth one.
     * A node runs only if its parent runs in the same step or is the log.
 
+    * A session without a usable draft waits for one as long as its pace says (`patience_s`).
+
 What it does not do: find memory (the engine does, and may shrink a plan), or know what a row costs.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,11 +24,15 @@ from outrider_cloud.engine.events import Pace
 from outrider_cloud.engine.session import State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from outrider_cloud.engine.config import EngineConfig
     from outrider_cloud.engine.session import Session
     from outrider_shared.tree import Node
+
+_LOADED_SHARE = 0.5
+# A draft that is expected after w is waited for this much longer before it is given up.
+_MARGIN = 2.0
 
 
 @dataclass(slots=True)
@@ -47,9 +54,18 @@ class Work:
         return self.sure == self.session.sure_rows
 
 
-def plan(sessions: Iterable[Session], config: EngineConfig, now: float) -> list[Work]:
-    """The next step's work, at most `config.rows` rows; empty if nobody is ready."""
-    running = [s for s in sessions if s.state is State.RUNNING and not s.holds(now, config.hold_s)]
+def plan(sessions: Iterable[Session], config: EngineConfig, now: float, step_s: float = 0.0) -> list[Work]:
+    """The next step's work, at most `config.rows` rows; empty if nobody is ready.
+
+    Args:
+        sessions: All of them.
+        config: Bounds.
+        now: Seconds, monotonic.
+        step_s: How long a step takes these days; 0 if unknown.
+    """
+    present = [s for s in sessions if s.state is State.RUNNING]
+    loaded = is_loaded(present, config)
+    running = [s for s in present if not s.holds(now, patience_s(s, config, step_s, loaded=loaded))]
     running.sort(key=lambda s: (s.last_step, s.arrival))
     prompts = [s for s in running if s.sure_rows > 1]
     decoders = [s for s in running if s.sure_rows == 1]
@@ -88,7 +104,37 @@ def _add_drafts(works: list[Work], left: int, most: int) -> None:
         offer(work, node.children.values(), -worth)
 
 
-def next_hold_end(sessions: Iterable[Session], config: EngineConfig) -> float:
+def is_loaded(running: Sequence[Session], config: EngineConfig) -> bool:
+    """Whether rows are scarce: sure tokens and waiting drafts together would fill a good part of a step."""
+    wanted = sum(1 + min(s.tree.pending, config.max_draft_rows) for s in running)
+    return wanted >= config.rows * _LOADED_SHARE
+
+
+def patience_s(session: Session, config: EngineConfig, step_s: float, *, loaded: bool) -> float:
+    """How long a session without a usable draft waits for one, by its pace.
+
+    `auto` waits where tokens come faster so, or are needed cheaply. With drafts that take w to come and then commit E
+    tokens a step, waiting yields E tokens in w + T (T a step's time). Decoding on by itself yields, in k + 1 steps with
+    k = ceil(w / T), k + 1 tokens and what is left of the late draft if its first k tokens agree: p^k (E - 1 - k).
+    """
+    if session.request.pace is Pace.AHEAD:
+        return 0.0
+    if session.request.pace is Pace.HOLD or loaded:
+        return config.hold_s
+    if step_s <= 0.0:
+        return 0.0
+    wait_s = step_s if session.response_s is None else session.response_s
+    alone = math.ceil(wait_s / step_s)
+    late = session.survival**alone * max(0.0, session.gain - 1.0 - alone)
+    waiting, ahead = session.gain / (wait_s + step_s), (alone + 1.0 + late) / ((alone + 1.0) * step_s)
+    return min(config.hold_s, _MARGIN * wait_s + step_s) if waiting > ahead else 0.0
+
+
+def next_hold_end(sessions: Iterable[Session], config: EngineConfig, step_s: float = 0.0) -> float:
     """When the first holding session gives up waiting; infinite if none holds."""
-    ends = [s.hold_since + config.hold_s for s in sessions if s.state is State.RUNNING and s.request.pace is Pace.HOLD]
+    running = [s for s in sessions if s.state is State.RUNNING]
+    loaded = is_loaded(running, config)
+    ends = [
+        s.hold_since + patience_s(s, config, step_s, loaded=loaded) for s in running if s.request.pace is not Pace.AHEAD
+    ]
     return min(ends, default=float("inf"))

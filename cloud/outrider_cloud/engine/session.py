@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from outrider_cloud.engine.events import Finish, Pace, Usage
+from outrider_cloud.engine.events import Finish, Usage
 from outrider_shared.tree import DraftTree
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 _LEARNING_RATE = 0.1
+_REMEMBERED_COMMITS = 64
 
 
 class State(enum.Enum):
@@ -43,6 +44,11 @@ class Session:
         request: What was asked for.
         arrival: Rank by age; the older session is served first when memory is short.
         sink: Takes the session's events.
+
+    Attributes:
+        survival: Probability that a drafted token survives, given that the one before it did; learned.
+        gain: Tokens that a step with drafts commits; learned.
+        response_s: Time from a commit to the first draft that builds on it; learned, None before the first.
     """
 
     def __init__(self, request: Request, arrival: int, sink: Sink) -> None:
@@ -64,6 +70,9 @@ class Session:
         self.no_drafts = False
         self.last_step = 0
         self.survival = 0.7
+        self.gain = 3.0
+        self.response_s: float | None = None
+        self._committed_at: dict[int, float] = {}
 
     @property
     def generated(self) -> int:
@@ -75,19 +84,34 @@ class Session:
         """Log tokens without KV."""
         return len(self.log) - self.computed
 
-    def holds(self, now: float, hold_s: float) -> bool:
-        """Whether the session waits for drafts rather than decode a token by itself."""
-        if self.request.pace is not Pace.HOLD or self.sure_rows > 1 or now >= self.hold_since + hold_s:
+    def holds(self, now: float, patience_s: float) -> bool:
+        """Whether the session waits for drafts, at most `patience_s`, rather than decode a token by itself."""
+        if self.sure_rows > 1 or now >= self.hold_since + patience_s:
             return False
         if self.no_drafts or self.generated + 1 >= self.request.max_tokens:
             return False
         return self.more_drafts or not self.tree.children
+
+    def note_commit(self, now: float) -> None:
+        """The log grew: from here on drafts for its new end can come."""
+        self.hold_since, self.no_drafts = now, False
+        self._committed_at[len(self.log)] = now
+        if len(self._committed_at) > _REMEMBERED_COMMITS:
+            del self._committed_at[next(iter(self._committed_at))]
+
+    def note_draft(self, anchor: int, now: float) -> None:
+        """A draft for the log's end at `anchor` came: follow how long drafts take (moving average)."""
+        started = self._committed_at.pop(anchor, None)
+        if started is not None:
+            taken = now - started
+            self.response_s = taken if self.response_s is None else self.response_s + 0.3 * (taken - self.response_s)
 
     def learn(self, accepted: int, *, refused: bool) -> None:
         """Follow how often a drafted token survives, given that the one before it did (moving average)."""
         trials = accepted + (1 if refused else 0)
         if trials:
             self.survival += _LEARNING_RATE * (accepted / trials - self.survival)
+            self.gain += _LEARNING_RATE * (accepted + 1 - self.gain)
 
     def blocks_for(self, rows: int, block_size: int) -> int:
         """Blocks missing to hold `rows` more tokens behind the computed ones."""

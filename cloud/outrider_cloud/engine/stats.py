@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_FOLLOW = 0.1
+
 
 @dataclass(slots=True)
 class EngineStats:
@@ -16,6 +18,7 @@ class EngineStats:
         preemptions: Times a session was put aside for want of KV.
         forward_s: Seconds inside the model's forward, attention included.
         total_s: Seconds inside `Engine.step` when it had work; the difference is our own overhead.
+        step_s: Time of a step these days (moving average).
     """
 
     steps: int = 0
@@ -24,6 +27,7 @@ class EngineStats:
     preemptions: int = 0
     forward_s: float = 0.0
     total_s: float = 0.0
+    step_s: float = 0.0
 
     def add(self, rows: int, forward_s: float, total_s: float) -> None:
         """Count one step."""
@@ -31,3 +35,4 @@ class EngineStats:
         self.rows += rows
         self.forward_s += forward_s
         self.total_s += total_s
+        self.step_s += (total_s - self.step_s) * (_FOLLOW if self.step_s else 1.0)

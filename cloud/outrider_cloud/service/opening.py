@@ -14,7 +14,12 @@ from outrider_wire.v1 import verifier_pb2 as pb
 if TYPE_CHECKING:
     from outrider_cloud.model.loading import LoadedModel
 
-_PACES = {pb.PACE_UNSPECIFIED: Pace.HOLD, pb.PACE_AHEAD: Pace.AHEAD, pb.PACE_HOLD: Pace.HOLD}
+_PACES = {
+    pb.PACE_UNSPECIFIED: Pace.AUTO,
+    pb.PACE_AHEAD: Pace.AHEAD,
+    pb.PACE_HOLD: Pace.HOLD,
+    pb.PACE_AUTO: Pace.AUTO,
+}
 _MAX_STOP_TOKENS = 64
 
 
@@ -35,7 +40,7 @@ def read_open(message: pb.Open, model: LoadedModel) -> Request:
     if len(message.stop_token_ids) > _MAX_STOP_TOKENS:
         raise ParameterError(f"{len(message.stop_token_ids)} stop tokens", hint=f"at most {_MAX_STOP_TOKENS}")
     if message.pace not in _PACES:
-        raise ParameterError(f"pace {message.pace} is unknown", hint="use PACE_AHEAD or PACE_HOLD")
+        raise ParameterError(f"pace {message.pace} is unknown", hint="use PACE_AHEAD, PACE_HOLD or PACE_AUTO")
     for name, length in (("prompt", message.prompt_length), ("committed log", message.committed_length)):
         if length > model.context_length:
             raise PromptError(f"the {name} has {length} tokens", hint=f"the context holds {model.context_length}")

@@ -23,6 +23,7 @@ class Pace(enum.StrEnum):
 
     AHEAD = "ahead"
     HOLD = "hold"
+    AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class GenerateRequest:
     params: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[int, ...] = ()
     ignore_eos: bool = False
-    pace: Pace = Pace.HOLD
+    pace: Pace = Pace.AUTO
     logprobs: bool = False
 
     def __post_init__(self) -> None:

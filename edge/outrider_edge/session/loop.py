@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 INLINE_S = 0.002
 # How long an orderly end may take.
 _PART_S = 0.5
-_PACES = {Pace.AHEAD: pb.PACE_AHEAD, Pace.HOLD: pb.PACE_HOLD}
+_PACES = {Pace.AHEAD: pb.PACE_AHEAD, Pace.HOLD: pb.PACE_HOLD, Pace.AUTO: pb.PACE_AUTO}
 
 
 class StreamLoop:

@@ -43,7 +43,7 @@ def plan(state: SessionState, *, drafting: bool, unsent_s: float) -> Action:
     unsent = len(state.tree) - state.sent
     if unsent and (state.burst_done or unsent >= state.max_per_message or unsent_s >= state.policy.coalesce_s):
         return Action.SEND
-    if not unsent and state.burst_done and not state.flushed and state.request.pace is Pace.HOLD:
+    if not unsent and state.burst_done and not state.flushed and state.request.pace is not Pace.AHEAD:
         return Action.SEND
     return Action.DRAFT if _worth_drafting(state) else Action.WAIT
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from outrider_shared.errors import ConfigError
 
+
 @dataclass(frozen=True, slots=True)
 class DraftPolicy:
     """Thresholds of drafting.

@@ -37,21 +37,25 @@ class _Pace:
 class _PaceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Pace.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PACE_UNSPECIFIED: _Pace.ValueType  # 0
-    """the service's choice"""
+    """as PACE_AUTO"""
     PACE_AHEAD: _Pace.ValueType  # 1
     """decode one token by itself: lowest latency on slow links"""
     PACE_HOLD: _Pace.ValueType  # 2
     """wait (bounded) for a draft: fewest cloud steps"""
+    PACE_AUTO: _Pace.ValueType  # 3
+    """wait where a draft is expected to pay for the wait, or where the rows are needed by others"""
 
 class Pace(_Pace, metaclass=_PaceEnumTypeWrapper):
     """What the cloud does for a session that has no usable draft."""
 
 PACE_UNSPECIFIED: Pace.ValueType  # 0
-"""the service's choice"""
+"""as PACE_AUTO"""
 PACE_AHEAD: Pace.ValueType  # 1
 """decode one token by itself: lowest latency on slow links"""
 PACE_HOLD: Pace.ValueType  # 2
 """wait (bounded) for a draft: fewest cloud steps"""
+PACE_AUTO: Pace.ValueType  # 3
+"""wait where a draft is expected to pay for the wait, or where the rows are needed by others"""
 Global___Pace: _TypeAlias = Pace  # noqa: Y015
 
 class _FinishReason:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from outrider_cloud.engine.batch import lay_out
 from outrider_cloud.engine.config import EngineConfig
 from outrider_cloud.engine.events import Event, Pace, Request
-from outrider_cloud.engine.schedule import Work, next_hold_end, plan
+from outrider_cloud.engine.schedule import Work, is_loaded, next_hold_end, patience_s, plan
 from outrider_cloud.engine.session import Session, State
 from outrider_shared.errors import ConfigError
 from outrider_shared.ids import SessionId
@@ -200,7 +200,6 @@ def test_neither_prompts_nor_decoding_starve(rows: int, share: float):
 )
 def test_who_waits_for_drafts(made: Given, runs: bool):
     (session,) = sessions(made)
-    assert session.holds(NOW, HOLD_S) != runs
     assert bool(plan([session], config(), NOW)) == runs
 
 
@@ -213,6 +212,44 @@ def test_the_wait_of_the_first_holding_session_ends_first():
     ]
     assert next_hold_end(sessions(*made), config()) == 5.0 + HOLD_S
     assert next_hold_end(sessions(*made[2:]), config()) == float("inf")
+
+
+STEP_S = 0.025
+
+
+@pytest.mark.parametrize(
+    ("response_s", "gain", "waits"),
+    [
+        pytest.param(0.002, 4.0, True, id="drafts come at once and commit much: worth a wait"),
+        pytest.param(0.1, 4.0, False, id="drafts come four steps later: decode on"),
+        pytest.param(0.002, 1.1, True, id="drafts come at once: hardly a wait"),
+        pytest.param(0.024, 1.1, False, id="drafts commit next to nothing: not worth a step's time"),
+        pytest.param(None, 4.0, True, id="nothing known yet: one step's time is risked"),
+    ],
+)
+def test_auto_waits_where_the_wait_pays(response_s: float | None, gain: float, waits: bool):
+    (session,) = sessions(Given("a", pace=Pace.AUTO))
+    session.response_s, session.gain = response_s, gain
+    assert (plan([session], config(64), NOW, STEP_S) == []) == waits
+
+
+def test_auto_waits_no_longer_than_drafts_take():
+    (session,) = sessions(Given("a", pace=Pace.AUTO))
+    session.response_s, session.gain = 0.01, 4.0
+    patience = patience_s(session, config(64), STEP_S, loaded=False)
+    assert 0.01 < patience < HOLD_S
+    session.hold_since = NOW - patience
+    assert plan([session], config(64), NOW, STEP_S)
+    assert next_hold_end([session], config(64), STEP_S) == pytest.approx(NOW)
+
+
+def test_auto_saves_rows_when_they_are_scarce():
+    """With many sessions each waits for its draft, however late: a row spent on a sure token is one that others lack."""
+    made = sessions(*(Given(str(n), pace=Pace.AUTO) for n in range(9)))
+    for session in made:
+        session.response_s, session.gain = 0.2, 2.0
+    assert plan(made[:7], config(16), NOW, STEP_S)
+    assert not plan(made, config(16), NOW, STEP_S)
 
 
 @st.composite
@@ -234,10 +271,12 @@ def test_any_plan_keeps_the_rules(crowd: list[Given], rows: int, share: float, m
     works = plan(everyone, config(rows, share, most), NOW)
     assert sum(work.rows for work in works) <= rows
     assert len({id(work.session) for work in works}) == len(works)
-    ready = [s for s in everyone if not s.holds(NOW, HOLD_S)]
+    bounds = config(rows, share, most)
+    loaded = is_loaded([s for s in everyone if s.state is State.RUNNING], bounds)
+    ready = [s for s in everyone if not s.holds(NOW, patience_s(s, bounds, 0.0, loaded=loaded))]
     assert bool(works) == bool(ready)
     for work in works:
-        assert not work.session.holds(NOW, HOLD_S)
+        assert work.session in ready
         assert 1 <= work.sure <= work.session.sure_rows
         assert len(work.nodes) <= (most if work.decodes else 0)
         ran = {id(node) for node in work.nodes}
