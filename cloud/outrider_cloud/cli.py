@@ -14,8 +14,8 @@ import structlog
 
 from outrider_shared.cli import TypedErrors
 from outrider_shared.errors import ConfigError
+from outrider_shared.flags import answer_options, sampling_params
 from outrider_shared.logs import configure_logs
-from outrider_shared.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,20 +43,6 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--kv-tokens", type=click.IntRange(1), default=defaults.kv_tokens, show_default=True, help="Tokens whose KV is held."),
         click.option("--exact/--no-exact", default=defaults.exact, show_default=True, help="Rows bit for bit the same whatever surrounds them; costs compute on a CPU."),
         click.option("--model", default="bundled", show_default=True, help="Hugging Face folder, or 'bundled'."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
-def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Flags of the sampling rule."""
-    for option in (
-        click.option("--seed", type=int, default=0, show_default=True, help="Key of the noise."),
-        click.option("--min-p", type=float, default=0.0, help="Keep tokens this fraction as likely as the likeliest; 0: off."),
-        click.option("--top-p", type=float, default=1.0, help="Keep the likeliest tokens up to this mass; 1: off."),
-        click.option("--top-k", type=int, default=0, help="Keep the k likeliest tokens; 0: off."),
-        click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy."),
-        click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True, help="Tokens to generate at most."),
     ):  # fmt: skip
         command = option(command)
     return command
@@ -106,7 +92,7 @@ def serve(ready_file: Path | None, **flags: Any) -> None:
 
 @cloud.command()
 @engine_options
-@sampling_options
+@answer_options
 @click.option("--prompt", required=True, help="Text to continue, or with --chat the user's words.")
 @click.option("--chat", is_flag=True, help="Wrap the prompt with the model's chat template.")
 @click.option("--ignore-eos", is_flag=True, help="Go on past the model's end tokens.")
@@ -117,7 +103,7 @@ def generate(prompt: str, *, chat: bool, ignore_eos: bool, as_json: bool, **flag
     from outrider_cloud.build import build_engine  # noqa: PLC0415
     from outrider_shared.chat import render_chat  # noqa: PLC0415
 
-    params = SamplingParams(*(flags[name] for name in ("temperature", "top_k", "top_p", "min_p", "seed")))
+    params = sampling_params(flags)
     engine = build_engine(flags["model"], _engine_config(flags), threads=flags["threads"])
     loaded = engine.runner.loaded
     text = render_chat(loaded.chat_template, [{"role": "user", "content": prompt}]) if chat else prompt

@@ -22,8 +22,8 @@ from outrider_edge.session.policy import DraftPolicy
 from outrider_shared.chat import render_chat
 from outrider_shared.cli import TypedErrors
 from outrider_shared.errors import ConfigError
+from outrider_shared.flags import answer_options, sampling_params
 from outrider_shared.logs import configure_logs
-from outrider_shared.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,20 +35,6 @@ if TYPE_CHECKING:
 def edge() -> None:
     """The edge side: a draft model that rides ahead of the cloud."""
     configure_logs()
-
-
-def answer_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Flags of one answer."""
-    for option in (
-        click.option("--seed", type=int, default=0, show_default=True, help="Key of the noise."),
-        click.option("--min-p", type=float, default=0.0, help="Keep tokens this fraction as likely as the likeliest; 0: off."),
-        click.option("--top-p", type=float, default=1.0, help="Keep the likeliest tokens up to this mass; 1: off."),
-        click.option("--top-k", type=int, default=0, help="Keep the k likeliest tokens; 0: off."),
-        click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy."),
-        click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True, help="Tokens to generate at most."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
 
 
 def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -131,7 +117,7 @@ def _request(device: Device, text: str, flags: dict[str, Any]) -> GenerateReques
     return GenerateRequest(
         prompt=tuple(device.tokenizer.encode(text).ids),
         max_tokens=flags["max_tokens"],
-        params=SamplingParams(*(flags[name] for name in ("temperature", "top_k", "top_p", "min_p", "seed"))),
+        params=sampling_params(flags),
         ignore_eos=flags.get("ignore_eos", False),
         pace=Pace(flags["pace"]),
     )
