@@ -6,11 +6,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from outrider_cloud.model.loading import LoadedModel
+
+# No test depends on the speed of the machine; a failing example can be repeated from its printed blob.
+settings.register_profile("outrider", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.load_profile("outrider")
 
 
 @pytest.fixture(scope="session", autouse=True)

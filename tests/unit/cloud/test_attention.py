@@ -124,7 +124,7 @@ KERNELS = pytest.mark.parametrize("kernel", [GroupedAttention(), ExactAttention(
 
 
 @KERNELS
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(made=BATCHES, spec=specs(), seed=SEEDS, padding=st.integers(0, 5))
 def test_attention_is_dense_attention(
     kernel: PagedAttention, made: list[Shape], spec: LayerSpec, seed: int, padding: int
@@ -164,7 +164,7 @@ def alone(case: Case, segment: Segment, row: int) -> tuple[Segment, list[int]]:
     return Segment(np.array(slots[:-1], np.int64), np.array(slots[-1:], np.int64), [-1]), slots
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(made=BATCHES, spec=specs(), seed=SEEDS, data=st.data())
 def test_exact_rows_have_the_same_bits_alone_and_in_any_batch(
     made: list[Shape], spec: LayerSpec, seed: int, data: st.DataObject
@@ -183,7 +183,7 @@ def test_exact_rows_have_the_same_bits_alone_and_in_any_batch(
         assert torch.equal(run(kernel, case, [single], case.query[:, [place]], padding)[0], together[place])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(spec=specs(), seed=st.integers(0, 2**32), length=st.integers(2, 150), chunk=st.integers(1, 40))
 def test_exact_prefill_has_the_same_bits_in_chunks_of_any_size(spec: LayerSpec, seed: int, length: int, chunk: int):
     case, kernel = Case([Shape(0, tuple(range(-1, length - 1)))], spec, seed), ExactAttention()

@@ -103,7 +103,7 @@ class PoolAgainstContents(RuleBasedStateMachine):
 
 
 TestPool = PoolAgainstContents.TestCase
-TestPool.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestPool.settings = settings(max_examples=150, stateful_step_count=30)
 
 
 def filled(pool: BlockPool, tokens: list[int]) -> list[int]:

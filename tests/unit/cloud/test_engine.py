@@ -234,7 +234,7 @@ def test_a_commit_tells_how_much_of_it_lies_on_the_drafted_path(endless: LoadedM
     assert rig.commits(session_id)[-1] == Committed(session_id, answer[5:6], len(PROMPT) + 6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_whatever_is_drafted_whenever_the_tokens_are_the_plain_ones(
     tiny: LoadedModel, tiny_folder: Path, data: st.DataObject

@@ -130,7 +130,7 @@ class TreeAgainstPaths(RuleBasedStateMachine):
 
 
 TestTree = TreeAgainstPaths.TestCase
-TestTree.settings = settings(max_examples=120, stateful_step_count=30, deadline=None)
+TestTree.settings = settings(max_examples=120, stateful_step_count=30)
 
 
 def chain(tree: DraftTree, *tokens: int) -> list[Node]:

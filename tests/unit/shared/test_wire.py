@@ -96,7 +96,7 @@ class TwoSides(RuleBasedStateMachine):
 
 
 TestTwoSides = TwoSides.TestCase
-TestTwoSides.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestTwoSides.settings = settings(max_examples=200, stateful_step_count=40)
 
 
 @st.composite
