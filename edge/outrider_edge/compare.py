@@ -54,7 +54,7 @@ def read_requests(path: str | Path) -> list[list[dict[str, Any]]]:
     Raises:
         ConfigError: if the file is missing or a line is no conversation; names the line.
     """
-    source = files("outrider_edge") / "bundled" / "requests.jsonl" if str(path) == BUNDLED else Path(path)
+    source = files("outrider_shared") / "bundled" / "requests.jsonl" if str(path) == BUNDLED else Path(path)
     try:
         lines = source.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
