@@ -7,7 +7,6 @@ import asyncio
 import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from support.service import serving
 
 from outrider_cloud.build import build_engine
 from outrider_cloud.engine.config import EngineConfig
@@ -16,6 +15,7 @@ from outrider_cloud.service.server import Server
 from outrider_edge.link.grpc_link import GrpcConnector
 from outrider_shared.errors import ConfigError
 from outrider_shared.wire import PROTOCOL_VERSION
+from support.service import serving
 
 
 def test_reflection_lists_the_services(tiny):

@@ -244,7 +244,7 @@ def test_auto_waits_no_longer_than_drafts_take():
 
 
 def test_auto_saves_rows_when_they_are_scarce():
-    """With many sessions each waits for its draft, however late: a row spent on a sure token is one that others lack."""
+    """With many sessions each waits for its draft, however late: rows are what others lack."""
     made = sessions(*(Given(str(n), pace=Pace.AUTO) for n in range(9)))
     for session in made:
         session.response_s, session.gain = 0.2, 2.0
