@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Self
 from tokenizers import Tokenizer
 
 from outrider_edge.draft.drafter import Drafter, ModelDrafter
+from outrider_edge.draft.lookup import LookupDrafter
+from outrider_edge.draft.mixed import MixedDrafter
 from outrider_edge.draft.runtime import DraftModel
 from outrider_edge.link.backoff import Backoff
 from outrider_edge.link.grpc_link import ClientTls, GrpcConnector
 from outrider_edge.report import AnswerReport
-from outrider_edge.session.calibration import PRIOR, Calibration
+from outrider_edge.session.calibration import PRIOR, Calibrations
 from outrider_edge.session.events import Finished, GenerateRequest, Pace, SessionEvent, Tokens
 from outrider_edge.session.generate import Client
 from outrider_edge.session.policy import DraftPolicy
@@ -83,10 +85,12 @@ class Device:
         pack = read_pack(bundled_pack() if str(draft) in {BUNDLED, NONE} else draft)
         manifest, policy = pack.manifest, policy or DraftPolicy()
 
-        def new_drafter() -> Drafter:
-            return ModelDrafter(model.new_runtime())
-
         model = DraftModel.load(pack, threads=threads)
+        calibration = Calibrations(manifest.survival or PRIOR)
+
+        def new_drafter() -> Drafter:
+            return MixedDrafter(LookupDrafter(), ModelDrafter(model.new_runtime()), calibration.survival_of)
+
         connector = GrpcConnector(cloud, tls, deadline_s=deadline_s)
         client = Client(
             connector,
@@ -94,7 +98,7 @@ class Device:
             tokenizer_sha256=manifest.tokenizer_fingerprint,
             new_drafter=None if str(draft) == NONE else new_drafter,
             policy=policy,
-            calibration=Calibration(manifest.survival or PRIOR),
+            calibration=calibration,
             backoff=backoff or Backoff(),
             executor=ThreadPoolExecutor(1, thread_name_prefix="draft"),
         )

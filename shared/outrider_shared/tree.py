@@ -20,6 +20,8 @@ from outrider_shared.errors import DraftError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from outrider_shared.sampling.rule import Guess
+
 
 class Node:
     """One candidate token.
@@ -31,10 +33,10 @@ class Node:
         parent: The node above; None where it hangs on the log.
         children: Live children by token.
         dead: Whether its path disagrees with the log.
-        margin: The margin of the guess whose best token this is; None for a second best, or where nobody guessed.
+        guess: The drafter's guess whose best token this is; None for a second best, and in the cloud.
     """
 
-    __slots__ = ("children", "dead", "margin", "number", "parent", "position", "token")
+    __slots__ = ("children", "dead", "guess", "number", "parent", "position", "token")
 
     def __init__(self, number: int, token: int, position: int, parent: Node | None) -> None:
         self.number = number
@@ -43,7 +45,7 @@ class Node:
         self.parent = parent
         self.children: dict[int, Node] = {}
         self.dead = False
-        self.margin: float | None = None
+        self.guess: Guess | None = None
 
 
 class DraftTree:

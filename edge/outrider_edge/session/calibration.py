@@ -4,7 +4,7 @@ The margin is the gap between the best and the second-best perturbed logit. Unde
 better than the draft's probability or entropy does. Each margin bin keeps a moving count of guesses and of hits; the
 prior counts as `PRIOR_WEIGHT` guesses, so the first answers are steered by it and later ones by evidence.
 
-One calibration serves a device: sessions of one draft and one target learn from each other.
+One set of calibrations, one per kind of drafter, serves a device: its sessions learn from each other.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from outrider_shared.sampling.rule import Guess
+
 # Margin in nats -> survival of the best guess; measured with `outrider edge compare` on the bundled pair.
 PRIOR = ((0.0, 0.45), (0.25, 0.55), (0.5, 0.63), (1.0, 0.74), (2.0, 0.87), (3.0, 0.94), (5.0, 0.985), (8.0, 0.995))
+# Length of the repeated run in tokens -> survival of the token that followed it.
+LOOKUP_PRIOR = ((2.0, 0.4), (3.0, 0.55), (4.0, 0.65), (5.0, 0.72), (6.0, 0.8))
 PRIOR_WEIGHT = 12.0
 # Old evidence fades, so that another topic or temperature is followed within a few answers.
 _MOST_EVIDENCE = 200.0
@@ -74,3 +78,33 @@ class Calibration:
         if right == len(self._margins):
             return right - 1
         return right if self._margins[right] - margin < margin - self._margins[right - 1] else right - 1
+
+
+class Calibrations:
+    """One calibration per kind of drafter.
+
+    Args:
+        model: Prior of the draft model, for example from its pack.
+        lookup: Prior of prompt lookup.
+    """
+
+    def __init__(
+        self,
+        model: Sequence[tuple[float, float]] = PRIOR,
+        lookup: Sequence[tuple[float, float]] = LOOKUP_PRIOR,
+    ) -> None:
+        self._of = {"model": Calibration(model), "lookup": Calibration(lookup)}
+
+    def of(self, source: str) -> Calibration:
+        """The calibration of one kind; a kind without a prior of its own starts from the model's."""
+        if source not in self._of:
+            self._of[source] = Calibration()
+        return self._of[source]
+
+    def survival_of(self, guess: Guess) -> float:
+        """Probability that the guess's best token is the target's choice."""
+        return self.of(guess.source).survival_of(guess.margin)
+
+    def observe(self, guess: Guess, *, hit: bool) -> None:
+        """The target decided where that guess was made."""
+        self.of(guess.source).observe(guess.margin, hit=hit)

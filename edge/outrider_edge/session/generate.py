@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from outrider_edge.link.backoff import Backoff
-from outrider_edge.session.calibration import Calibration
+from outrider_edge.session.calibration import Calibrations
 from outrider_edge.session.events import Finished, Reconnecting, SessionEvent
 from outrider_edge.session.loop import StreamLoop
 from outrider_edge.session.policy import DraftPolicy
@@ -50,7 +50,7 @@ class Client:
     tokenizer_sha256: str
     new_drafter: Callable[[], Drafter] | None = None
     policy: DraftPolicy = field(default_factory=DraftPolicy)
-    calibration: Calibration = field(default_factory=Calibration)
+    calibration: Calibrations = field(default_factory=Calibrations)
     backoff: Backoff = field(default_factory=Backoff)
     executor: Executor | None = None
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from outrider_edge.session.calibration import Calibration
+from outrider_edge.session.calibration import Calibrations
 from outrider_edge.session.events import Origin, Token, Totals
 from outrider_shared.errors import ProtocolError
 from outrider_shared.packing import unpack_tokens
@@ -49,11 +49,11 @@ class SessionState:
     """
 
     def __init__(
-        self, request: GenerateRequest, policy: DraftPolicy, vocabulary: int, calibration: Calibration | None = None
+        self, request: GenerateRequest, policy: DraftPolicy, vocabulary: int, calibration: Calibrations | None = None
     ) -> None:
         self.request = request
         self.policy = policy
-        self.calibration = calibration or Calibration()
+        self.calibration = calibration or Calibrations()
         self.vocabulary = vocabulary
         self.log: list[int] = list(request.prompt)
         self.totals = Totals()
@@ -99,9 +99,9 @@ class SessionState:
         if guess is None or not guess.tokens:
             self.exhausted = self.burst_done = True
             return
-        survival = self.calibration.survival_of(guess.margin)
+        survival = self.calibration.survival_of(guess)
         best = self._append(guess.tokens[0])
-        best.margin = guess.margin
+        best.guess = guess
         # What the best loses is shared by the others; the second best takes the larger part of it.
         left = self._survival * (1.0 - survival)
         for token in guess.tokens[1:]:
@@ -203,8 +203,8 @@ class SessionState:
     def _learn(self, token: int) -> None:
         """The target chose `token` at the frontier: was it what we guessed there?"""
         for node in self.tree.children.values():
-            if node.margin is not None:
-                self.calibration.observe(node.margin, hit=node.token == token)
+            if node.guess is not None:
+                self.calibration.observe(node.guess, hit=node.token == token)
 
     def _settle(self) -> None:
         """Let go of what the commit made useless, and find where to draft on."""

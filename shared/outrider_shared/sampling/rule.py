@@ -93,11 +93,13 @@ class Guess:
         margins: Per token, how far its perturbed logit lies below the best; 0 for the best.
         margin: Gap between the best and the second best, the confidence of the guess (AUC 0.83 against 0.74 for the
             draft's probability, measured at T = 1); infinite if only one token is possible.
+        source: Kind of drafter; margins of different kinds are not comparable.
     """
 
     tokens: tuple[int, ...]
     margins: tuple[float, ...]
     margin: float
+    source: str = "model"
 
 
 def guess(logits: NDArray[np.float32], position: int, params: SamplingParams, width: int) -> Guess:

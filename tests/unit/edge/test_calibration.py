@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider_edge.session.calibration import PRIOR, Calibration
+from outrider_edge.session.calibration import LOOKUP_PRIOR, PRIOR, Calibration, Calibrations
+from outrider_shared.sampling.rule import Guess
 
 
 def test_prior_is_returned_before_any_evidence():
@@ -54,3 +55,16 @@ def test_survival_is_always_a_probability(observations):
     for margin, hit in observations:
         calibration.observe(margin, hit=hit)
     assert all(0.0 < survival < 1.0 for _, survival in calibration.pairs())
+
+
+def test_kinds_of_drafters_learn_apart():
+    """What lookup got wrong says nothing about the model, and a kind nobody foresaw starts from the model's prior."""
+    calibrations = Calibrations()
+    quoted = Guess((1,), (0.0,), 4.0, "lookup")
+    before = calibrations.survival_of(quoted)
+    for _ in range(200):
+        calibrations.observe(quoted, hit=False)
+    assert before == dict(LOOKUP_PRIOR)[4.0]
+    assert calibrations.survival_of(quoted) < 0.1
+    assert calibrations.of("model").pairs() == Calibration().pairs()
+    assert calibrations.survival_of(Guess((1,), (0.0,), 0.0, "other")) == PRIOR[0][1]
