@@ -138,7 +138,7 @@ def main(
     if "target" in stages:
         target_stage(texts, tokenizer, out, FitConfig(target_steps, muon_lr, adam_lr), context_share)
     if "draft" in stages:
-        draft_stage(texts, tokenizer, out, FitConfig(draft_steps, muon_lr, adam_lr), context_share)
+        draft_stage(texts, tokenizer, out, FitConfig(draft_steps, muon_lr, adam_lr, validate_every=400), context_share)
     if "figures" in stages:
         console.print_json(data=figures_stage(texts, tokenizer, out))
 
