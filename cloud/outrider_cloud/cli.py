@@ -61,6 +61,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--lease-s", type=click.FloatRange(0), default=30.0, show_default=True, help="KV of a broken stream.")
 @click.option("--drain-s", type=click.FloatRange(0), default=20.0, show_default=True, help="Time to finish on SIGTERM.")
 @click.option("--ready-file", type=click.Path(path_type=Path), help="Write the address here once serving.")
+@click.option("--pace-step-ms", type=click.FloatRange(0), default=0.0, hidden=True, help="Benchmarks: least time of a step.")
 def serve(ready_file: Path | None, **flags: Any) -> None:
     """Serve the verifier until SIGTERM."""
     from outrider_cloud.build import build_engine  # noqa: PLC0415 - torch is slow to import
@@ -74,7 +75,8 @@ def serve(ready_file: Path | None, **flags: Any) -> None:
         max_sessions_per_device=flags["max_sessions_per_device"],
         drain_s=flags["drain_s"],
     )
-    engine = build_engine(flags["model"], _engine_config(flags), threads=flags["threads"])
+    pace_s = flags["pace_step_ms"] / 1e3
+    engine = build_engine(flags["model"], _engine_config(flags), threads=flags["threads"], pace_step_s=pace_s)
 
     def ready(address: str) -> None:
         if ready_file is not None:
@@ -107,7 +109,8 @@ def generate(prompt: str, *, chat: bool, ignore_eos: bool, as_json: bool, **flag
     engine = build_engine(flags["model"], _engine_config(flags), threads=flags["threads"])
     loaded = engine.runner.loaded
     text = render_chat(loaded.chat_template, [{"role": "user", "content": prompt}]) if chat else prompt
-    ids = loaded.tokenizer.encode(text).ids
+    # A chat template writes the special tokens itself.
+    ids = loaded.tokenizer.encode(text, add_special_tokens=not chat).ids
     answer = plain.generate(engine, ids, params, flags["max_tokens"], ignore_eos=ignore_eos)
     result = {
         "text": loaded.tokenizer.decode(answer.tokens, skip_special_tokens=True),

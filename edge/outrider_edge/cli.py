@@ -67,7 +67,7 @@ def generate(prompt: str, *, chat: bool, as_json: bool, **flags: Any) -> None:
     """Generate one answer: the text is the cloud model's own, token for token."""
     device = _device(flags)
     text = render_chat(device.chat_template, [{"role": "user", "content": prompt}]) if chat else prompt
-    request = _request(device, text, flags)
+    request = _request(device, text, flags, chat=chat)
     report = asyncio.run(_answer(device, request, quiet=as_json))
     click.echo(json.dumps(report.as_dict()) if as_json else report.summary())
 
@@ -90,7 +90,7 @@ def compare(
     if not conversations:
         raise ConfigError(f"no request is left of {requests} after skipping {skip}")
     asked = [
-        (messages[-1]["content"], _request(device, render_chat(device.chat_template, messages), flags))
+        (messages[-1]["content"], _request(device, render_chat(device.chat_template, messages), flags, chat=True))
         for messages in conversations
     ]
     pairs = asyncio.run(_compare(device, asked, quiet=as_json or quiet))
@@ -113,9 +113,10 @@ def _device(flags: dict[str, Any]) -> Device:
     )
 
 
-def _request(device: Device, text: str, flags: dict[str, Any]) -> GenerateRequest:
+def _request(device: Device, text: str, flags: dict[str, Any], *, chat: bool) -> GenerateRequest:
     return GenerateRequest(
-        prompt=tuple(device.tokenizer.encode(text).ids),
+        # A chat template writes the special tokens itself.
+        prompt=tuple(device.tokenizer.encode(text, add_special_tokens=not chat).ids),
         max_tokens=flags["max_tokens"],
         params=sampling_params(flags),
         ignore_eos=flags.get("ignore_eos", False),
@@ -129,7 +130,7 @@ async def _compare(device: Device, asked: list[tuple[str, GenerateRequest]], *, 
 
     def start(title: str) -> None:
         printer.begin()
-        console.print(f"\n[bold]> {escape(title)}[/bold]", soft_wrap=True)
+        console.print(f"\n\n[bold]> {escape(title)}[/bold]", soft_wrap=True)
 
     if not quiet:
         console.print(legend())

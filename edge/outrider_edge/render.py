@@ -35,7 +35,7 @@ def legend() -> Text:
 def comparison_table(result: dict[str, Any]) -> Table:
     """Drafted against plain: one row per request, and a sum."""
     table = Table(title="drafted at the edge against plain cloud streaming: same requests, same connection")
-    table.add_column("request", ratio=1, no_wrap=True, overflow="ellipsis", min_width=12)
+    table.add_column("request", max_width=24, no_wrap=True, overflow="ellipsis")
     for name in (
         "tokens",
         "cloud steps\nours/plain",
@@ -44,7 +44,7 @@ def comparison_table(result: dict[str, Any]) -> Table:
         "ratio",
         "same\ntext",
     ):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for answer in result["requests"]:
         table.add_row(answer["request"], *_cells(answer))
     table.add_section()

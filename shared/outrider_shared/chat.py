@@ -8,7 +8,45 @@ from typing import TYPE_CHECKING, Any
 from outrider_shared.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+
+def read_chat_template(folder: Path) -> str:
+    """The chat template of a Hugging Face folder, with its special tokens bound; empty for a model without chat.
+
+    Raises:
+        ConfigError: if tokenizer_config.json is no JSON object.
+    """
+    path = folder / "tokenizer_config.json"
+    try:
+        config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ConfigError(f"{path} is no JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path} holds no object")
+    own = folder / "chat_template.jinja"
+    template = own.read_text("utf-8") if own.is_file() else config.get("chat_template")
+    if isinstance(template, list):  # older folders hold several named ones
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    return bind_tokens(template, config) if isinstance(template, str) else ""
+
+
+def bind_tokens(template: str, tokens: Mapping[str, Any]) -> str:
+    """A template that knows the names of special tokens (`bos_token` and the like) by itself.
+
+    transformers passes them beside the messages; here a template travels alone, in a pack.
+
+    Args:
+        template: Jinja text.
+        tokens: A tokenizer_config.json: names ending in `_token` with their text, or an object with `content`.
+    """
+    lines = []
+    for name, value in sorted(tokens.items()):
+        text = value.get("content") if isinstance(value, dict) else value
+        if name.endswith("_token") and name.isidentifier() and isinstance(text, str) and name in template:
+            lines.append(f"{{%- set {name} = {json.dumps(text)} -%}}")
+    return "".join(lines) + template
 
 
 def render_chat(template: str, messages: Sequence[dict[str, Any]]) -> str:

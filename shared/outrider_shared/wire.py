@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from outrider_shared.errors import DraftError, OutriderError, error_from_code
-from outrider_shared.packing import pack_tokens, pack_varints, unpack_tokens, unpack_varints
+from outrider_shared.packing import pack_tokens, pack_varints, token_bits, unpack_tokens, unpack_varints
 from outrider_shared.sampling import SamplingParams
 from outrider_wire.v1 import verifier_pb2 as pb
 
@@ -47,9 +47,10 @@ def draft_to_wire(nodes: Sequence[Node], last_sent: int, vocabulary: int, *, mor
     """
     deltas = [0 if n.parent is None else n.number - n.parent.number for n in nodes]
     anchors = {n.position for n in nodes if n.parent is None}
+    tokens = pack_tokens([n.token for n in nodes], vocabulary)
     message = pb.Draft(
-        tokens=pack_tokens([n.token for n in nodes], vocabulary),
-        count=len(nodes),
+        tokens=tokens,
+        count=0 if _implied_count(tokens, vocabulary) == len(nodes) else len(nodes),
         anchor=anchors.pop() if anchors else None,
         more=more,
     )
@@ -62,6 +63,15 @@ def draft_to_wire(nodes: Sequence[Node], last_sent: int, vocabulary: int, *, mor
     return message
 
 
+def draft_count(message: pb.Draft, vocabulary: int) -> int:
+    """How many nodes a `Draft` says that it has."""
+    return message.count or _implied_count(message.tokens, vocabulary)
+
+
+def _implied_count(tokens: bytes, vocabulary: int) -> int:
+    return len(tokens) * 8 // token_bits(vocabulary)
+
+
 def append_draft(tree: DraftTree, message: pb.Draft, vocabulary: int) -> list[Node]:
     """Append the nodes of a `Draft` to a tree, numbered as the edge numbers them.
 
@@ -69,12 +79,13 @@ def append_draft(tree: DraftTree, message: pb.Draft, vocabulary: int) -> list[No
         ProtocolError: if the packed fields are malformed.
         DraftError: if a parent or the anchor does not exist.
     """
-    tokens = unpack_tokens(message.tokens, message.count, vocabulary)
+    count = draft_count(message, vocabulary)
+    tokens = unpack_tokens(message.tokens, count, vocabulary)
     anchor = message.anchor if message.HasField("anchor") else None
     if message.parents:
-        deltas = unpack_varints(message.parents, message.count)
+        deltas = unpack_varints(message.parents, count)
     else:
-        deltas = [1] * message.count
+        deltas = [1] * count
         if anchor is not None and deltas:
             deltas[0] = 0
     return [_append(tree, token, delta, anchor) for token, delta in zip(tokens, deltas, strict=True)]

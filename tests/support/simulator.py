@@ -10,7 +10,6 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from outrider_cloud.engine.accept import accept
 from outrider_cloud.engine.engine import Engine
 from outrider_cloud.engine.events import Committed, Event, Failed, Opened, Pace, Request
 from outrider_cloud.service.outbox import commit_to_wire, merge
@@ -46,11 +45,11 @@ class RecordingEngine(Engine):
         super().__init__(runner, config, clock)
         self.rows: dict[tuple[SessionId, int], torch.Tensor] = {}
 
-    def _extend(self, work: Work, logits: torch.Tensor, chosen: list[int]) -> None:
+    def _extend(self, work: Work, logits: torch.Tensor, tokens: list[int], offsets: list[int], refused: bool) -> None:
         first = len(work.session.log)
-        for depth, offset in enumerate(accept(work.nodes, chosen)[1]):
+        for depth, offset in enumerate(offsets):
             self.rows[work.session.request.session_id, first + depth] = logits[offset].clone()
-        super()._extend(work, logits, chosen)
+        super()._extend(work, logits, tokens, offsets, refused)
 
 
 @dataclass

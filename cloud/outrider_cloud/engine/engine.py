@@ -148,7 +148,7 @@ class Engine:
         session.more_drafts = message.more
         if message.HasField("anchor"):
             session.note_draft(message.anchor, self._clock())
-        session.no_drafts = not message.more and message.count == 0
+        session.no_drafts = not message.more and not message.tokens
 
     # ---- the loop -----------------------------------------------------------------------------------------------
 
@@ -191,18 +191,20 @@ class Engine:
             first += count
             work.session.last_step = self.stats.steps + 1
             work.session.usage.prefill_rows += work.sure - (1 if work.decodes else 0)
-            if bad.intersection(rows):
-                self._fail(work.session, InternalError("the model's logits are not numbers for this session"))
-            elif not work.decodes:
+            if not work.decodes:
                 work.session.computed += work.sure
                 work.session.seal(self.pool)
+                continue
+            path = accept(work.nodes, chosen[rows.start : rows.stop])
+            # A draft row that is no number matters only if the target's own choices lead through it.
+            if bad.intersection(first - count + offset for offset in path[1]):
+                self._fail(work.session, InternalError("the model's logits are not numbers for this session"))
             else:
-                self._extend(work, logits[rows.start : rows.stop], chosen[rows.start : rows.stop])
+                self._extend(work, logits[rows.start : rows.stop], *path)
 
-    def _extend(self, work: Work, logits: torch.Tensor, chosen: list[int]) -> None:
+    def _extend(self, work: Work, logits: torch.Tensor, tokens: list[int], offsets: list[int], refused: bool) -> None:
         """Commit what the target chose for one session and keep the KV of the accepted branch."""
         session, before = work.session, len(work.session.log)
-        tokens, offsets, refused = accept(work.nodes, chosen)
         for taken, token in enumerate(tokens, 1):
             session.tree.advance(token)
             session.finish = session.finish_of(self._stop_of, self.runner.loaded.context_length)

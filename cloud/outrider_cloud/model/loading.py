@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from outrider_cloud.model import conformance, gate
 from outrider_cloud.model.attention import ATTENTION
 from outrider_cloud.model.probe import probe_layers
+from outrider_shared.chat import read_chat_template
 from outrider_shared.errors import ConfigError, ModelError
 from outrider_shared.packs import tokenizer_fingerprint
 
@@ -100,7 +101,7 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32, *, check: b
         eos=_eos(folder, text),
         fingerprint=fingerprint(folder),
         tokenizer_sha256=tokenizer_fingerprint(tokenizer_json),
-        chat_template=_chat_template(folder),
+        chat_template=_read(folder, lambda: read_chat_template(folder)),
     )
 
 
@@ -141,12 +142,3 @@ def _eos(folder: Path, text: Any) -> frozenset[int]:
     value = text.eos_token_id if value is None else value
     ids = value if isinstance(value, list) else [value]
     return frozenset(i for i in ids if isinstance(i, int) and 0 <= i < text.vocab_size)
-
-
-def _chat_template(folder: Path) -> str:
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text()
-    path = folder / "tokenizer_config.json"
-    template = _read(folder, lambda: json.loads(path.read_text()).get("chat_template")) if path.is_file() else None
-    return template if isinstance(template, str) else ""

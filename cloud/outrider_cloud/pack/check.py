@@ -172,7 +172,7 @@ def _logits(model: Any, tokens: Sequence[int]) -> NDArray[np.float32]:
 def _sample(model: Any, count: int) -> tuple[list[int], NDArray[np.float32]]:
     """Tokens [count] that the model samples after its first token, and its logits [count, vocab_size] after each."""
     generator = torch.Generator().manual_seed(0)
-    tokens, logits, past = [int(model.config.bos_token_id or 0)], [], None
+    tokens, logits, past = [_first_token(model.config)], [], None
     with torch.no_grad():
         while True:
             out = model(torch.tensor([tokens[-1:]]), past_key_values=past, use_cache=True)
@@ -181,6 +181,13 @@ def _sample(model: Any, count: int) -> tuple[list[int], NDArray[np.float32]]:
             if len(tokens) == count:
                 return tokens, torch.stack(logits).numpy()
             tokens.append(int(torch.multinomial(torch.softmax(logits[-1], -1), 1, generator=generator)))
+
+
+def _first_token(config: Any) -> int:
+    """What a text begins with; where the model has no such token, what the text before it ended with."""
+    known = (config.bos_token_id, config.eos_token_id, 0)
+    first = next(token for token in known if token is not None and token != [])
+    return int(first[0] if isinstance(first, list) else first)
 
 
 def _tv(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:

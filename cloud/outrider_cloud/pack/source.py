@@ -7,6 +7,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from outrider_shared.chat import read_chat_template
 from outrider_shared.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def read_source(path: Path) -> Source:
         path=path,
         config=config,
         tokenizer=(path / "tokenizer.json").read_bytes(),
-        chat_template=_chat_template(path),
+        chat_template=read_chat_template(path) or None,
         eos_ids=_eos_ids(path, config),
         licence=_first_text(path, _LICENCES) or _card_licence(path),
         attribution=_first_text(path, _NOTICES),
@@ -72,17 +73,6 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no object", hint="is this a Hugging Face model folder?")
     return content
-
-
-def _chat_template(path: Path) -> str | None:
-    if (path / "chat_template.jinja").is_file():
-        return (path / "chat_template.jinja").read_text("utf-8")
-    if not (path / "tokenizer_config.json").is_file():
-        return None
-    template = _json(path / "tokenizer_config.json").get("chat_template")
-    if isinstance(template, list):  # older folders hold several named ones
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    return template or None
 
 
 def _eos_ids(path: Path, config: dict[str, Any]) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from outrider_cloud.service.directory import Directory, Stream
 from outrider_cloud.service.opening import read_open
 from outrider_cloud.service.outbox import Outbox, commit_to_wire, is_last
 from outrider_shared.errors import DraftError, InternalError, OutriderError, ProtocolError, UnavailableError
-from outrider_shared.wire import error_to_wire
+from outrider_shared.wire import draft_count, error_to_wire
 from outrider_wire.v1 import verifier_pb2 as pb
 
 if TYPE_CHECKING:
@@ -148,8 +148,8 @@ class SessionHandler:
                 thread.post(lambda engine: engine.cancel(session_id))
             elif kind != "draft":
                 raise ProtocolError(f"a message of kind {kind!r} came after Open")
-            elif request.draft.count > most:
-                raise DraftError(f"{request.draft.count} nodes in one message", hint=f"at most {most} are taken")
+            elif (count := draft_count(request.draft, self._service.model.vocabulary)) > most:
+                raise DraftError(f"{count} nodes in one message", hint=f"at most {most} are taken")
             else:
                 thread.post(lambda engine, draft=request.draft: engine.draft(session_id, draft))  # type: ignore[misc]
 

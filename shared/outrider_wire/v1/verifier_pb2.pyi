@@ -285,7 +285,9 @@ class Draft(_message.Message):
     ANCHOR_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
     tokens: _builtins.bytes
-    """Packed token ids of the new nodes, and how many they are."""
+    """Packed token ids of the new nodes, and how many they are. 0 or absent: as many as the bytes can hold, which is right
+    for every vocabulary of more than 128 tokens.
+    """
     count: _builtins.int
     parents: _builtins.bytes
     """One varint per node: 0 = hangs on the log at `anchor`, d > 0 = its parent is the node d numbers before it. Empty
