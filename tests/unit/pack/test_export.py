@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from transformers import PretrainedConfig
 
 from outrider_cloud.pack import build, check, export
 from outrider_cloud.pack.export import STEPS, Request, export_pack
@@ -208,3 +209,10 @@ def test_the_check_sees_a_quantised_graph_that_ignores_the_tree(
     monkeypatch.setattr(check, "_MASKED", 0.0)
     with pytest.raises(ModelError, match="a tree pass and a chain of the same tokens are"):
         check.check_graph(pack.model_path, folder, pack.manifest.architecture, Precision.INT8)
+
+
+@pytest.mark.parametrize(
+    ("bos", "eos", "first"), [(3, 2, 3), (0, 2, 0), (None, 2, 2), (None, [5, 6], 5), (None, [], 0), (None, None, 0)]
+)
+def test_sampled_text_begins_as_the_models_texts_do(bos: int | None, eos: int | list[int] | None, first: int):
+    assert check._first_token(PretrainedConfig(bos_token_id=bos, eos_token_id=eos)) == first
