@@ -1,0 +1,123 @@
+"""A proxy in a process of its own, told what to do over its standard input: what it emulates costs the caller nothing.
+
+One JSON object a line goes in: {"set": {field of LinkProfile: value}} changes the link, {"fault": {"kind": ...,
+"duration_s": ...}} breaks it, {} does nothing. For each, one line comes out: the counters, or {"error": ...}. The first
+line, before any request, is {"address": HOST:PORT}.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Self
+
+from outrider_shared.emulator.faults import Fault, FaultKind
+from outrider_shared.emulator.proxy import Counters
+from outrider_shared.errors import ConfigError, OutriderError, UnavailableError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from outrider_shared.emulator.profile import LinkProfile
+    from outrider_shared.emulator.proxy import LinkProxy
+
+_STOP_S = 5.0
+
+
+async def obey(proxy: LinkProxy) -> None:
+    """Serve the requests of standard input until it ends; in the proxy's process."""
+    _tell({"address": proxy.address})
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while line := await reader.readline():
+        try:
+            apply(proxy, json.loads(line))
+        except (OutriderError, ValueError, TypeError, KeyError, AttributeError) as error:
+            _tell({"error": str(error)})
+        else:
+            _tell(proxy.counters.as_dict())
+
+
+def apply(proxy: LinkProxy, request: dict[str, Any]) -> None:
+    """Do what one request says.
+
+    Raises:
+        ConfigError: if a field does not exist or its value is out of range.
+        ValueError: if the kind of fault does not exist.
+    """
+    if "set" in request:
+        proxy.set_profile(proxy.profile.changed(request["set"]))
+    if "fault" in request:
+        fault = request["fault"]
+        proxy.inject(Fault(0.0, FaultKind(fault["kind"]), float(fault.get("duration_s", 0.0))))
+
+
+def _tell(answer: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+class LinkProcess:
+    """The caller's handle; use as an async context manager.
+
+    Args:
+        to: HOST:PORT of the server.
+        profile: How the link begins.
+        seed: Of all randomness.
+    """
+
+    def __init__(self, to: str, profile: LinkProfile, seed: int = 0) -> None:
+        self._to, self._profile, self._seed = to, profile, seed
+        self.address = ""
+
+    async def __aenter__(self) -> Self:
+        command = [sys.executable, "-m", "outrider_shared.emulator.cli", "--control", "--listen", "127.0.0.1:0"]
+        pipe = asyncio.subprocess.PIPE
+        self._process = await asyncio.create_subprocess_exec(
+            *command, "--to", self._to, "--seed", str(self._seed), stdin=pipe, stdout=pipe
+        )
+        self.address = (await self._read())["address"]
+        await self.ask({"set": asdict(self._profile)})
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            async with asyncio.timeout(_STOP_S):
+                await self._process.communicate()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.communicate()
+
+    async def set(self, profile: LinkProfile) -> None:
+        """Change the link."""
+        await self.ask({"set": asdict(profile)})
+
+    async def counters(self) -> Counters:
+        """Totals so far."""
+        return Counters(**await self.ask({}))
+
+    async def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send one request and read its answer.
+
+        Raises:
+            ConfigError: if the process refused it.
+            UnavailableError: if the process is gone.
+        """
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        answer = await self._read()
+        if "error" in answer:
+            raise ConfigError(f"the emulated link refused: {answer['error']}")
+        return answer
+
+    async def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = await self._process.stdout.readline()
+        if not line:
+            raise UnavailableError("the emulated link has ended", hint="its own message is above")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
