@@ -9,6 +9,7 @@ import torch
 
 from outrider_cloud.engine.engine import Engine
 from outrider_cloud.engine.exactness import check_exact
+from outrider_cloud.engine.paced import PacedRunner
 from outrider_cloud.engine.runner import ModelRunner
 from outrider_cloud.kernels.platform import cpu_platform
 from outrider_cloud.model.loading import load_model
@@ -18,13 +19,16 @@ if TYPE_CHECKING:
     from outrider_cloud.model.loading import LoadedModel
 
 
-def build_engine(model: str | Path | LoadedModel, config: EngineConfig, *, threads: int = 0) -> Engine:
+def build_engine(
+    model: str | Path | LoadedModel, config: EngineConfig, *, threads: int = 0, pace_step_s: float = 0.0
+) -> Engine:
     """An engine on the CPU platform.
 
     Args:
         model: A Hugging Face folder, `bundled`, or a model that is loaded already.
         config: Sizes and policies.
         threads: Threads of a step; 0 leaves torch's own choice.
+        pace_step_s: Least duration of a step, to stand in for a larger model in benchmarks; 0 is the model's own.
 
     Raises:
         ConfigError: if the folder is no model.
@@ -33,7 +37,11 @@ def build_engine(model: str | Path | LoadedModel, config: EngineConfig, *, threa
     if threads:
         torch.set_num_threads(threads)
     loaded = load_model(model) if isinstance(model, (str, Path)) else model
-    runner = ModelRunner(loaded, cpu_platform(exact=config.exact), config)
+    platform = cpu_platform(exact=config.exact)
+    if pace_step_s:
+        runner: ModelRunner = PacedRunner(loaded, platform, config, pace_step_s)
+    else:
+        runner = ModelRunner(loaded, platform, config)
     if config.exact:
         check_exact(runner, config)
     return Engine(runner, config)

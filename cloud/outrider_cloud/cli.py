@@ -61,7 +61,9 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--lease-s", type=click.FloatRange(0), default=30.0, show_default=True, help="KV of a broken stream.")
 @click.option("--drain-s", type=click.FloatRange(0), default=20.0, show_default=True, help="Time to finish on SIGTERM.")
 @click.option("--ready-file", type=click.Path(path_type=Path), help="Write the address here once serving.")
-@click.option("--pace-step-ms", type=click.FloatRange(0), default=0.0, hidden=True, help="Benchmarks: least time of a step.")
+@click.option(
+    "--pace-step-ms", type=click.FloatRange(0), default=0.0, hidden=True, help="Benchmarks: least time of a step."
+)
 def serve(ready_file: Path | None, **flags: Any) -> None:
     """Serve the verifier until SIGTERM."""
     from outrider_cloud.build import build_engine  # noqa: PLC0415 - torch is slow to import

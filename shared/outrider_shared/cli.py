@@ -13,6 +13,7 @@ from outrider_shared.errors import InputError, OutriderError
 from outrider_shared.logs import configure_logs
 
 GROUP = "outrider.commands"
+BENCHES = "outrider.bench"
 
 
 class TypedErrors(click.Group):
@@ -36,21 +37,33 @@ class TypedErrors(click.Group):
 
 
 class InstalledCommands(TypedErrors):
-    """Commands that the installed packages registered; loaded when they are asked for, so `--help` stays quick."""
+    """Commands that the installed packages registered; loaded when they are asked for, so `--help` stays quick.
+
+    Attributes:
+        registry: Group of entry points that holds them.
+    """
+
+    registry = GROUP
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Names of the registered commands."""
-        return sorted(entry.name for entry in importlib.metadata.entry_points(group=GROUP))
+        return sorted(entry.name for entry in importlib.metadata.entry_points(group=self.registry))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
         """Import one command; what its extra lacks is told instead of raised."""
-        for entry in importlib.metadata.entry_points(group=GROUP, name=cmd_name):
+        for entry in importlib.metadata.entry_points(group=self.registry, name=cmd_name):
             try:
                 command: click.Command = entry.load()
             except ModuleNotFoundError as error:
                 return _missing(cmd_name, str(error.name))
             return command
         return None
+
+
+class InstalledBenches(InstalledCommands):
+    """Measurements, each from the side that can make it."""
+
+    registry = BENCHES
 
 
 def _missing(name: str, module: str) -> click.Command:
@@ -65,4 +78,10 @@ def _missing(name: str, module: str) -> click.Command:
 @click.version_option(package_name="outrider")
 def main() -> None:
     """Outrider: the edge drafts, the cloud commits."""
+    configure_logs()
+
+
+@click.group(cls=InstalledBenches)
+def bench() -> None:
+    """Measurements, ours beside a baseline of the same run."""
     configure_logs()

@@ -1,4 +1,4 @@
-"""A runner that takes its time: how an engine behaves whose model is larger than the one at hand. For benchmarks only."""
+"""A runner that takes its time, as one of a larger model than the one at hand would. For benchmarks only."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ async def serving(module: str, *flags: str) -> AsyncIterator[Served]:
             )
         try:
             end = time.monotonic() + _START_S
-            while not ready.exists():  # noqa: ASYNC110 - another process makes the file
+            while not ready.exists():
                 if process.returncode is not None or time.monotonic() > end:
                     words = log.read_text(errors="replace").strip().splitlines()[-3:]
                     raise UnavailableError(f"{module} did not start: {' | '.join(words) or 'no output'}")

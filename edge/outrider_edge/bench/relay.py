@@ -1,7 +1,7 @@
 """Co-located speculation as a process: the drafter runs beside the cloud, one small message per commit goes down.
 
-It speaks the wire of the cloud itself, so that a device that decodes plainly talks to it as to any cloud, and all figures
-are taken alike. What it drafted is appended to a file, an object a line: the wire has no room for it.
+It speaks the wire of the cloud itself, so that a device that decodes plainly talks to it as to any cloud, and all
+figures are taken alike. What it drafted is appended to a file, an object a line: the wire has no room for it.
 
     python -m outrider_edge.bench.relay --cloud HOST:PORT --method NAME --ready-file FILE --log FILE
 """
@@ -122,7 +122,9 @@ async def _serve(flags: dict[str, Any]) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     tls = None if flags["tls_ca"] is None else ClientTls(flags["tls_ca"])
     async with contextlib.AsyncExitStack() as stack:
-        device = await stack.enter_async_context(Device.open(flags["cloud"], flags["draft"], tls=tls, policy=how.policy))
+        device = await stack.enter_async_context(
+            Device.open(flags["cloud"], flags["draft"], tls=tls, policy=how.policy)
+        )
         server = grpc.aio.server()
         handler = grpc.stream_stream_rpc_method_handler(
             Relay(device, how, flags["log"]).decode,
@@ -141,11 +143,9 @@ async def _serve(flags: dict[str, Any]) -> None:
 
 def _bind(server: Any, flags: dict[str, Any]) -> int:
     if flags["tls_cert"] is None:
-        port: int = server.add_insecure_port("127.0.0.1:0")
-        return port
+        return int(server.add_insecure_port("127.0.0.1:0"))
     pair = (flags["tls_key"].read_bytes(), flags["tls_cert"].read_bytes())
-    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
-    return port
+    return int(server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair])))
 
 
 if __name__ == "__main__":

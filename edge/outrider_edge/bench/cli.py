@@ -1,0 +1,199 @@
+"""The command `outrider bench link`."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import itertools
+import json
+import os
+import platform
+import shlex
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from tokenizers import Tokenizer
+
+from outrider_edge.bench.grid import Grid
+from outrider_edge.bench.plots import draw, matplotlib_pyplot
+from outrider_edge.bench.processes import make_identity
+from outrider_edge.bench.summary import BASELINES
+from outrider_edge.compare import BUNDLED, read_requests
+from outrider_edge.device import bundled_pack
+from outrider_edge.session.events import GenerateRequest
+from outrider_shared.chat import render_chat
+from outrider_shared.cli import TypedErrors
+from outrider_shared.emulator.profile import LinkProfile
+from outrider_shared.errors import ConfigError
+from outrider_shared.packs import read_pack
+from outrider_shared.sampling import SamplingParams
+
+_NOTES = [
+    "paced engines are labelled so: they sleep until a step took its time, to stand in for a larger model",
+    "tokens/s counts from the call to the last token; prompts are in the cloud's prefix cache, connections are up",
+    "cloud_busy_ms_per_token is derived: the session's steps x the step time (paced, or of plain streaming without a link)",
+    "cloud_cpu_ms_per_token is measured: processor time of the cloud's process, all threads; a paced engine sleeps the rest",
+    "bytes are TCP payload at the emulated link; those per token leave out what an answer of one token costs",
+]
+
+
+@click.command()
+@click.option("--rtt", default="0,10,25,50,100,200", show_default=True, help="Round-trip times, ms.")
+@click.option("--rate", default="0", show_default=True, help="Kilobits per second, each way; 0 is unlimited.")
+@click.option(
+    "--jitter-ms", type=click.FloatRange(0), default=0.0, show_default=True, help="Spread of the link's delay."
+)
+@click.option("--loss", default="0", show_default=True, help="Parts of the segments that stall for a retransmission.")
+@click.option(
+    "--step-ms", default="real,10,25,50", show_default=True, help="Engines: the model's own step, or paced ones."
+)
+@click.option("--requests", default=BUNDLED, show_default=True, help="JSONL with `messages` per line, or 'bundled'.")
+@click.option("--count", type=click.IntRange(1), default=6, show_default=True, help="Requests per cell.")
+@click.option("--skip", type=click.IntRange(0), default=0, help="Requests to leave out at the start.")
+@click.option(
+    "--tune", type=click.IntRange(1), default=3, show_default=True, help="Requests that the baselines are tuned on."
+)
+@click.option(
+    "--lengths",
+    type=click.IntRange(1, 8),
+    default=3,
+    show_default=True,
+    help="Lengths of synchronous speculation measured per cell.",
+)
+@click.option(
+    "--max-tokens", type=click.IntRange(2), default=64, show_default=True, help="Tokens of an answer at most."
+)
+@click.option("--ignore-eos", is_flag=True, help="Go on past the model's end tokens.")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the noise and of the link.")
+@click.option("--model", default=BUNDLED, show_default=True, help="Hugging Face folder of the cloud, or 'bundled'.")
+@click.option("--draft", default=BUNDLED, show_default=True, help="Pack folder, or 'bundled'.")
+@click.option(
+    "--threads", type=click.IntRange(0), default=1, show_default=True, help="CPU threads of a step; 0: torch's choice."
+)
+@click.option("--tls", is_flag=True, help="Encrypt all connections, with a certificate made for the run.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the JSON object to this file.")
+@click.option(
+    "--plots", type=click.Path(path_type=Path), help="Draw a plot per metric into this folder (needs matplotlib)."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def link(out: Path | None, plots: Path | None, *, as_json: bool, **flags: Any) -> None:
+    """Ours against plain streaming, co-located and synchronous speculation, over an emulated link."""
+    if plots is not None:
+        matplotlib_pyplot()
+    console = Console(stderr=True)
+    with tempfile.TemporaryDirectory(prefix="outrider-bench-") as folder:
+        engines = asyncio.run(_grid(flags, Path(folder), console).run())
+    result = {"command": _command(), "machine": _machine(), "settings": flags, "notes": _NOTES, "engines": engines}
+    if out is not None:
+        out.write_text(json.dumps(result, indent=1) + "\n")
+    if plots is not None:
+        draw(engines, plots)
+    if as_json:
+        click.echo(json.dumps(result))
+    else:
+        for engine in engines:
+            Console().print(_table(engine))
+
+
+def _grid(flags: dict[str, Any], folder: Path, console: Console) -> Grid:
+    return Grid(
+        requests=_requests(flags),
+        links=[
+            LinkProfile(rtt / 1e3, flags["jitter_ms"] / 1e3, rate * 1e3, rate * 1e3, loss=loss)
+            for rate, loss, rtt in itertools.product(*(_numbers(flags[n]) for n in ("rate", "loss", "rtt")))
+        ],
+        steps_ms=_numbers(flags["step_ms"]),
+        model=flags["model"],
+        draft=flags["draft"],
+        threads=flags["threads"],
+        tune=flags["tune"],
+        candidates=flags["lengths"],
+        seed=flags["seed"],
+        identity=make_identity(folder) if flags["tls"] else None,
+        folder=folder,
+        tell=lambda line: console.print(line, soft_wrap=True, highlight=False),
+    )
+
+
+def _requests(flags: dict[str, Any]) -> list[GenerateRequest]:
+    pack = read_pack(bundled_pack() if flags["draft"] == BUNDLED else flags["draft"])
+    tokenizer, params = (
+        Tokenizer.from_file(str(pack.tokenizer_path)),
+        SamplingParams(flags["temperature"], seed=flags["seed"]),
+    )
+    conversations = read_requests(flags["requests"])[flags["skip"] :][: flags["count"]]
+    if not conversations:
+        raise ConfigError(f"no request is left of {flags['requests']} after skipping {flags['skip']}")
+    texts = [render_chat(pack.chat_template or "", messages) for messages in conversations]
+    prompts = [tuple(tokenizer.encode(text).ids) for text in texts]
+    return [GenerateRequest(p, flags["max_tokens"], params, ignore_eos=flags["ignore_eos"]) for p in prompts]
+
+
+def _numbers(text: str) -> list[float]:
+    """Comma-separated numbers; `real` is 0."""
+    try:
+        return [0.0 if part.strip() == "real" else float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{text!r} is no list of numbers", hint="write them like 0,10,25") from None
+
+
+def _command() -> str:
+    arguments = sys.argv[1:]
+    return shlex.join(["outrider", "bench", "link", *arguments[2 if arguments[:2] == ["bench", "link"] else 0 :]])
+
+
+def _machine() -> dict[str, Any]:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return {
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "cpu": next(
+            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+        ),
+        "cores": os.cpu_count(),
+        "load_at_end": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "onnxruntime": version("onnxruntime"),
+        "grpcio": version("grpcio"),
+    }
+
+
+def _table(engine: dict[str, Any]) -> Table:
+    table = Table(
+        "rtt ms", "method", title=f"{engine['engine']}; co-located speculation runs {engine['colocated_method']}"
+    )
+    for name in (
+        "tokens/s",
+        *(f"x {base}" for base in BASELINES),
+        "steps per token",
+        "B up",
+        "B down",
+        "wasted",
+        "same text",
+    ):
+        table.add_column(name, justify="right")
+    for cell in engine["cells"]:
+        for name, figure in cell["methods"].items():
+            if name.startswith("chain"):
+                continue
+            ratio = cell["ratios"][name]
+            table.add_row(
+                f"{cell['link']['rtt_ms']:g}", figure.get("method", name),
+                f"{figure['tokens_per_s']:.1f}", *(f"{ratio[base]:.2f}" for base in BASELINES),
+                f"{figure['cloud_steps_per_token']:.2f}", f"{figure['up_bytes_per_token']:.0f}",
+                f"{figure['down_bytes_per_token']:.0f}", f"{figure['wasted_drafts_per_token']:.2f}",
+                "yes" if figure["identical_to_plain"] else "NO",
+            )  # fmt: skip
+        table.add_section()
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(TypedErrors(commands={"link": link}).main(["link", *sys.argv[1:]]))

@@ -1,0 +1,198 @@
+"""Conducts the run: per engine the baselines are tuned without a link, then every cell of the grid is measured.
+
+Rules:
+    * Within a cell all methods answer the same requests; for each request they take turns to go first.
+    * Every prompt is in the cloud's prefix cache before anything is timed.
+    * Co-located speculation runs the method, of all that draft, that was fastest beside the cloud on the same requests.
+    * Synchronous speculation: all eight lengths are run without a link. Its answers are the same at any round trip, so
+      the time there is the time here and a round trip per exchange; in each cell those lengths that this ranks
+      first are measured, and the fastest counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from outrider_edge.bench import methods
+from outrider_edge.bench.measure import Contestant, Sample
+from outrider_edge.bench.processes import Identity, Served, cloud_flags, serving
+from outrider_edge.bench.summary import ratios, step_seconds, summarise
+from outrider_edge.device import Device
+from outrider_shared.emulator.control import LinkProcess
+from outrider_shared.emulator.profile import LinkProfile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from outrider_edge.bench.methods import Method
+    from outrider_edge.session.events import GenerateRequest
+
+_DEADLINE_S = 120.0
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is measured.
+
+    Attributes:
+        requests: The same for all.
+        links: Cells of one engine.
+        steps_ms: Engines: least time of a step, 0 is the model's own.
+        model: Of the cloud.
+        draft: Pack.
+        threads: CPU threads of a step.
+        tune: Requests that the baselines are tuned on.
+        candidates: Lengths of synchronous speculation measured in each cell.
+        seed: Of the emulated links.
+        identity: With it, all connections use TLS.
+        folder: For files of the run.
+        tell: Hears about progress.
+    """
+
+    requests: Sequence[GenerateRequest]
+    links: Sequence[LinkProfile]
+    steps_ms: Sequence[float]
+    model: str
+    draft: str
+    threads: int
+    tune: int
+    candidates: int
+    seed: int
+    identity: Identity | None
+    folder: Path
+    tell: Callable[[str], None]
+
+    async def run(self) -> list[dict[str, Any]]:
+        """Measure all engines in turn."""
+        return [await self._engine(step_ms) for step_ms in self.steps_ms]
+
+    async def _engine(self, step_ms: float) -> dict[str, Any]:
+        tls = [] if self.identity is None else self.identity.server_flags
+        flags = [*cloud_flags(self.model, self.threads, step_ms), *tls]
+        async with contextlib.AsyncExitStack() as stack:
+            cloud = await stack.enter_async_context(serving("outrider_cloud.cli", *flags))
+            bench = _Engine(self, cloud, stack)
+            await bench.tune()
+            await bench.connect()
+            step_s = max(step_ms / 1e3, bench.step_s)
+            cells = [await bench.cell(profile, step_s) for profile in self.links]
+        return {
+            "engine": f"paced, {step_ms:g} ms a step" if step_ms else "own step of the model",
+            "step_ms": step_ms or None,
+            "step_ms_used_for_busy_time": step_s * 1e3,
+            "colocated_method": bench.colocated.name,
+            "tuning": bench.tuning,
+            "cells": cells,
+        }
+
+
+class _Engine:
+    """One cloud process, and everybody connected to it."""
+
+    def __init__(self, grid: Grid, cloud: Served, stack: contextlib.AsyncExitStack) -> None:
+        self._grid, self._cloud, self._stack = grid, cloud, stack
+        self.tuning: dict[str, Any] = {}
+        self.step_s = 0.0
+        self.colocated = methods.plain()
+        self._contestants: dict[str, Contestant] = {}
+        self._openings: dict[str, list[Sample]] = {}
+        self._links: list[LinkProcess] = []
+
+    async def tune(self) -> None:
+        """Fill the prefix cache, time a step, and rank what drafts, all without a link."""
+        grid = self._grid
+        plain = await self._beside(methods.plain())
+        for request in grid.requests:
+            await plain.answer(replace(request, max_tokens=1))
+        self.step_s = step_seconds([await plain.answer(request) for request in grid.requests[: grid.tune]])
+        for how in methods.drafted():
+            contestant = await self._beside(how)
+            samples = [await contestant.answer(request) for request in grid.requests[: grid.tune]]
+            tokens, wall_s = sum(len(s.token_ids) for s in samples), sum(s.wall_s for s in samples)
+            self.tuning[how.name] = {
+                "tokens_per_s": tokens / wall_s,
+                "wall_s": wall_s,
+                "cloud_steps": sum(s.steps for s in samples),
+                "draft_ms_per_node": 1e3 * sum(s.draft_s for s in samples) / max(1, sum(s.drafted for s in samples)),
+            }
+        fastest = max(self.tuning, key=lambda name: float(self.tuning[name]["tokens_per_s"]))
+        self.colocated = methods.method(fastest)
+        grid.tell(f"step {self.step_s * 1e3:.1f} ms; fastest beside the cloud: {fastest}")
+
+    async def connect(self) -> None:
+        """Put the links in place, the relay behind one of them, and open each method's device."""
+        grid, cloud = self._grid, self._cloud
+        log = grid.folder / f"relay-{cloud.pid}.jsonl"
+        flags = ["--cloud", cloud.address, "--draft", grid.draft, "--method", self.colocated.name, "--log", str(log)]
+        if grid.identity is not None:
+            flags += ["--tls-ca", str(grid.identity.certificate), *grid.identity.server_flags]
+        relay = await self._stack.enter_async_context(serving("outrider_edge.bench.relay", *flags))
+        direct, behind = [
+            await self._stack.enter_async_context(LinkProcess(to.address, LinkProfile(), grid.seed))
+            for to in (cloud, relay)
+        ]
+        self._links = [direct, behind]
+        lengths = [methods.chain(length) for length in methods.LENGTHS]
+        for how in (methods.plain(), *lengths, *methods.ours()):
+            self._contestants[how.name] = Contestant(how, await self._device(how, direct.address), direct, cloud)
+        how = replace(methods.plain(), name="colocated")
+        device = await self._device(how, behind.address)
+        self._contestants["colocated"] = Contestant(how, device, behind, cloud, log)
+        await self._warm()
+
+    async def _warm(self) -> None:
+        """Bring connections and their header tables into their steady state, and see what a prompt alone costs."""
+        for contestant in self._contestants.values():
+            await contestant.answer(replace(self._grid.requests[0], max_tokens=1))
+        for name in ("plain", "colocated"):
+            alone = [replace(request, max_tokens=1) for request in self._grid.requests]
+            self._openings[name] = [await self._contestants[name].answer(request) for request in alone]
+
+    async def cell(self, profile: LinkProfile, step_s: float) -> dict[str, Any]:
+        """Measure one link."""
+        grid = self._grid
+        for link in self._links:
+            await link.set(profile)
+        lengths = self._ranked(profile.rtt_s)[: grid.candidates]
+        names = ["plain", "colocated", *lengths, *(how.name for how in methods.ours())]
+        samples: dict[str, list[Sample]] = {name: [] for name in names}
+        for number, request in enumerate(grid.requests):
+            for place in range(len(names)):
+                name = names[(place + number) % len(names)]
+                samples[name].append(await self._contestants[name].answer(request))
+        figures = {
+            name: summarise(samples[name], self._openings.get(name, self._openings["plain"]), samples["plain"], step_s)
+            for name in names
+        }
+        best = max(lengths, key=lambda name: float(figures[name]["tokens_per_s"]))
+        figures["sync"] = {**figures[best], "method": best}
+        result = {"link": _described(profile), "methods": figures, "ratios": ratios(figures)}
+        told = ", ".join(f"{n} {figures[n]['tokens_per_s']:.1f}" for n in figures if not n.startswith("chain"))
+        grid.tell(f"rtt {profile.rtt_s * 1e3:g} ms: tokens/s {told} ({best})")
+        return result
+
+    def _ranked(self, rtt_s: float) -> list[str]:
+        """Lengths of synchronous speculation, by the time that they should take at a round-trip time."""
+        names = [methods.chain(length).name for length in methods.LENGTHS]
+        return sorted(names, key=lambda n: float(self.tuning[n]["wall_s"] + self.tuning[n]["cloud_steps"] * rtt_s))
+
+    async def _beside(self, how: Method) -> Contestant:
+        return Contestant(how, await self._device(how, self._cloud.address), None, self._cloud)
+
+    async def _device(self, how: Method, address: str) -> Device:
+        grid = self._grid
+        tls = None if grid.identity is None else grid.identity.client
+        device = Device.open(address, grid.draft, tls=tls, policy=how.policy, deadline_s=_DEADLINE_S)
+        return await self._stack.enter_async_context(device)
+
+
+def _described(profile: LinkProfile) -> dict[str, float]:
+    return {
+        "rtt_ms": profile.rtt_s * 1e3,
+        "jitter_ms": profile.jitter_s * 1e3,
+        "rate_kbit": profile.up_bps / 1e3,
+        "loss": profile.loss,
+    }
