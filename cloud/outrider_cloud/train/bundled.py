@@ -107,8 +107,8 @@ def figures_stage(texts: Texts, tokenizer: Tokenizer, out: Path, chats: int = 10
 @click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Work folder.")
 @click.option("--stage", type=click.Choice([*STAGES, "all"]), default="all", show_default=True)
-@click.option("--target-steps", default=2200, show_default=True)
-@click.option("--draft-steps", default=4000, show_default=True)
+@click.option("--target-steps", default=2000, show_default=True)
+@click.option("--draft-steps", default=3600, show_default=True)
 @click.option("--muon-lr", default=0.02, show_default=True)
 @click.option("--adam-lr", default=3e-3, show_default=True)
 @click.option(
