@@ -94,12 +94,13 @@ def compare(
         for messages in conversations
     ]
     pairs = asyncio.run(_compare(device, asked, quiet=as_json or quiet))
+    result = {**totals(pairs), "calibration": device.calibration.evidence()}
     if report is not None:
-        report.write_text(json.dumps(totals(pairs)))
+        report.write_text(json.dumps(result))
     if as_json:
-        click.echo(json.dumps(totals(pairs)))
+        click.echo(json.dumps(result))
     elif not quiet:
-        Console().print(comparison_table(totals(pairs)))
+        Console().print(comparison_table(result))
 
 
 def _device(flags: dict[str, Any]) -> Device:

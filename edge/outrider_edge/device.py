@@ -105,6 +105,11 @@ class Device:
         tokenizer = Tokenizer.from_file(str(pack.tokenizer_path))
         return cls(connector, tokenizer, pack.chat_template or "", client, deadline_s)
 
+    @property
+    def calibration(self) -> Calibrations:
+        """How far each kind of draft is trusted by now."""
+        return self._client.calibration
+
     async def __aenter__(self) -> Self:
         await self._connector.__aenter__()
         return self

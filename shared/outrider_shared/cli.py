@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
-from outrider_shared.errors import InputError, OutriderError
+from outrider_shared.errors import ConfigError, InputError, OutriderError
 from outrider_shared.logs import configure_logs
 
 GROUP = "outrider.commands"
@@ -29,11 +29,19 @@ class TypedErrors(click.Group):
         try:
             return super().main(arguments, *rest, **extra)
         except OutriderError as error:
-            if "--json" in arguments:
-                body = {"code": error.code, "message": error.message, "hint": error.hint}
-                click.echo(json.dumps({"error": body}))
-            click.echo(f"outrider: {error}", err=True)
-            sys.exit(2 if isinstance(error, InputError) else 1)
+            _end(error, as_json="--json" in arguments)
+        except ModuleNotFoundError as error:
+            if str(error.name).startswith("outrider_"):
+                raise
+            hint = "pip install 'outrider[cloud]', '[edge]' or '[train]', as the README says"
+            _end(ConfigError(f"this command needs the module {error.name}", hint=hint), as_json="--json" in arguments)
+
+
+def _end(error: OutriderError, *, as_json: bool) -> NoReturn:
+    if as_json:
+        click.echo(json.dumps({"error": {"code": error.code, "message": error.message, "hint": error.hint}}))
+    click.echo(f"outrider: {error}", err=True)
+    sys.exit(2 if isinstance(error, InputError) else 1)
 
 
 class InstalledCommands(TypedErrors):

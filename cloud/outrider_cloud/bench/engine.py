@@ -56,7 +56,7 @@ CASES = (
     *(Case(n, temperature=0.8) for n in (1, 8)),
     *(Case(1, drafts=k) for k in (1, 3, 7, 15)),
     *(Case(1, drafts=b - 1, exact=True, bucket=b) for b in (4, 8, 16, 32)),
-    *(Case(n, exact=True, bucket=16) for n in (1, 8, 32)),
+    *(Case(n, exact=True, bucket=b) for b in (8, 16) for n in (1, 8, 32)),
 )
 
 

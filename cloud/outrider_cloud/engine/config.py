@@ -28,7 +28,7 @@ class EngineConfig:
     """
 
     exact: bool = False
-    bucket: int = 16
+    bucket: int = 8
     row_budget: int = 256
     kv_tokens: int = 32768
     block_size: int = 16

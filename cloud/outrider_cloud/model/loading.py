@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from outrider_cloud.model import conformance, gate
 from outrider_cloud.model.attention import ATTENTION
@@ -119,6 +121,8 @@ def fingerprint(folder: Path) -> str:
 
 
 def _load_weights(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()  # a service's log is no place for a bar
     load: Any = AutoModelForCausalLM.from_pretrained
     model, report = load(folder, dtype=dtype, attn_implementation=ATTENTION, output_loading_info=True)
     if report["missing_keys"]:

@@ -77,4 +77,5 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 def _beyond(samples: Sequence[Sample], openings: Sequence[Sample], name: str) -> int:
     bytes_of = operator.attrgetter(name)
-    return max(0, sum(map(bytes_of, samples)) - sum(map(bytes_of, openings)))
+    beyond: int = sum(map(bytes_of, samples)) - sum(map(bytes_of, openings))
+    return max(0, beyond)
