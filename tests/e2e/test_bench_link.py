@@ -1,0 +1,49 @@
+"""`outrider bench link` as a user runs it, on the smallest grid: real processes, real sockets, the bundled pair."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+SMALL = ["--rtt", "0,5", "--step-ms", "5", "--count", "1", "--tune", "1", "--lengths", "1", "--max-tokens", "12"]
+
+
+def bench(*flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "outrider_edge.bench.cli", *flags]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240, check=False)
+
+
+@pytest.mark.parametrize("more", [[], ["--tls"]], ids=["plaintext", "tls"])
+def test_all_methods_answer_alike_and_every_figure_is_there(tmp_path, more):
+    """Every method gives the plain text in every cell; ratios to all baselines; the command that made it."""
+    done = bench(*SMALL, *more, "--json", "--out", str(tmp_path / "result.json"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result == json.loads((tmp_path / "result.json").read_text())
+    assert result["command"].startswith("outrider bench link --rtt 0,5 ")
+    (engine,) = result["engines"]
+    assert engine["engine"].startswith("paced, 5 ms")
+    assert [cell["link"]["rtt_ms"] for cell in engine["cells"]] == [0, 5]
+    for cell in engine["cells"]:
+        figures = cell["methods"]
+        assert {"plain", "colocated", "sync", "ours-ahead", "ours-hold", "ours-auto"} <= figures.keys()
+        for name, figure in figures.items():
+            assert figure["identical_to_plain"], name
+            assert cell["ratios"][name].keys() == {"plain", "colocated", "sync"}
+            assert figure["down_bytes_per_token"] > 0
+        assert figures["plain"]["cloud_steps_per_token"] == 1.0
+        assert figures["plain"]["wasted_drafts_per_token"] == 0
+        assert figures["colocated"]["cloud_steps_per_token"] <= 1.0
+
+
+def test_wrong_lists_end_with_a_sentence():
+    """A list that holds no number, requests that are all skipped: status 2, no traceback."""
+    for wrong in (["--rtt", "0,fast"], ["--skip", "100000"]):
+        done = bench(*wrong)
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
