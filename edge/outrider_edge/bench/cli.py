@@ -38,7 +38,8 @@ _NOTES = [
     "paced engines are labelled so: they sleep until a step took its time, to stand in for a larger model",
     "tokens/s counts from the call to the last token; prompts are in the cloud's prefix cache, connections are up",
     "cloud_busy_ms_per_token is derived: the session's steps x the step time (paced, or of plain streaming without a link)",
-    "cloud_cpu_ms_per_token is measured: processor time of the cloud's process, all threads; a paced engine sleeps the rest",
+    "a co-located drafter keeps the cloud busy too: its draft time counts as cloud busy time",
+    "cloud_cpu_ms_per_token is measured: processor time of the cloud's process, without a co-located drafter's; paced steps sleep",
     "bytes are TCP payload at the emulated link; those per token leave out what an answer of one token costs",
 ]
 

@@ -164,7 +164,13 @@ class _Engine:
                 name = names[(place + number) % len(names)]
                 samples[name].append(await self._contestants[name].answer(request))
         figures = {
-            name: summarise(samples[name], self._openings.get(name, self._openings["plain"]), samples["plain"], step_s)
+            name: summarise(
+                samples[name],
+                self._openings.get(name, self._openings["plain"]),
+                samples["plain"],
+                step_s,
+                drafts_in_cloud=name == "colocated",
+            )
             for name in names
         }
         best = max(lengths, key=lambda name: float(figures[name]["tokens_per_s"]))

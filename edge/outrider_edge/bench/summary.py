@@ -15,7 +15,12 @@ BASELINES = ("plain", "colocated", "sync")
 
 
 def summarise(
-    samples: Sequence[Sample], openings: Sequence[Sample], plain: Sequence[Sample], step_s: float
+    samples: Sequence[Sample],
+    openings: Sequence[Sample],
+    plain: Sequence[Sample],
+    step_s: float,
+    *,
+    drafts_in_cloud: bool = False,
 ) -> dict[str, Any]:
     """One method's figures over all requests of a cell.
 
@@ -24,12 +29,15 @@ def summarise(
         openings: Answers of one token to the same requests: what the prompt alone costs in bytes.
         plain: The plain answers, for comparison of the text.
         step_s: Time of a step, for the cloud's busy time.
+        drafts_in_cloud: Whether the drafter keeps the cloud busy, too.
     """
     tokens, steps = sum(len(s.token_ids) for s in samples), sum(s.steps for s in samples)
     beyond_first = max(1, tokens - len(samples))
     drafted, accepted = sum(s.drafted for s in samples), sum(s.accepted for s in samples)
     rates = [len(s.token_ids) / s.wall_s for s in samples]
     decoding_s = sum(s.wall_s - s.ttft_s for s in samples)
+    draft_s = sum(s.draft_s for s in samples)
+    busy_s = steps * step_s + (draft_s if drafts_in_cloud else 0.0)
     cpu_s = [s.cloud_cpu_s for s in samples if s.cloud_cpu_s is not None]
     return {
         "tokens": tokens,
@@ -41,13 +49,13 @@ def summarise(
         "ttft_ms_p95": percentile([s.ttft_s for s in samples], 95) * 1e3,
         "cloud_steps_per_token": steps / tokens,
         "cloud_rows_per_token": sum(s.rows for s in samples) / tokens,
-        "cloud_busy_ms_per_token": steps * step_s * 1e3 / tokens,
+        "cloud_busy_ms_per_token": busy_s * 1e3 / tokens,
         "cloud_cpu_ms_per_token": sum(cpu_s) * 1e3 / tokens if len(cpu_s) == len(samples) else None,
         "up_bytes_per_token": _beyond(samples, openings, "up_bytes") / beyond_first,
         "down_bytes_per_token": _beyond(samples, openings, "down_bytes") / beyond_first,
         "up_bytes_with_prompt_per_token": sum(s.up_bytes for s in samples) / tokens,
         "down_bytes_with_prompt_per_token": sum(s.down_bytes for s in samples) / tokens,
-        "draft_ms_per_token": sum(s.draft_s for s in samples) * 1e3 / tokens,
+        "draft_ms_per_token": draft_s * 1e3 / tokens,
         "drafted_per_token": drafted / tokens,
         "wasted_drafts_per_token": (drafted - accepted) / tokens,
         "acceptance": accepted / drafted if drafted else None,

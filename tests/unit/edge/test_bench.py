@@ -57,6 +57,8 @@ def test_rates_and_costs_are_per_token_over_all_requests():
     assert figures["wasted_drafts_per_token"] == pytest.approx(8 / 40)
     assert figures["acceptance"] == 0.75
     assert figures["identical_to_plain"]
+    beside = summarise(samples, openings, plain, step_s=0.025, drafts_in_cloud=True)
+    assert beside["cloud_busy_ms_per_token"] == pytest.approx(10 + 20)
 
 
 def test_other_text_is_told():
