@@ -1,0 +1,35 @@
+"""Commands are found by entry points: each must name a click command that exists."""
+
+from __future__ import annotations
+
+import importlib
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+
+from outrider_shared import cli
+
+_PROJECT = tomllib.loads((Path(__file__).resolve().parents[3] / "pyproject.toml").read_text())["project"]
+_ENTRIES = [
+    (group, name, target)
+    for group in (cli.GROUP, cli.BENCHES)
+    for name, target in _PROJECT["entry-points"][group].items()
+]
+
+
+@pytest.mark.parametrize(("group", "name", "target"), _ENTRIES)
+def test_entry_points_name_commands(group, name, target):
+    """The target is a click command of the entry's name, and its help can be told."""
+    module, _, attribute = target.partition(":")
+    command = getattr(importlib.import_module(module), attribute)
+    assert isinstance(command, click.Command)
+    assert command.name == name
+    assert command.help
+
+
+def test_benches_stand_below_one_command():
+    """`outrider bench` is a group that loads its commands from a registry of their own."""
+    assert isinstance(cli.bench, cli.InstalledBenches)
+    assert cli.bench.registry == "outrider.bench"
