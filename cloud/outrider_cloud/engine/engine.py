@@ -157,9 +157,7 @@ class Engine:
         now, started, forward_s = self._clock(), time.perf_counter(), self.runner.forward_s
         self._expire(now)
         self.memory.admit(self.sessions.values())
-        works = schedule.plan(self.sessions.values(), self.config, now, self.stats.step_s)
-        works = self.memory.reserve(works, self.sessions.values())
-        self.stats.preemptions = self.memory.preemptions
+        works = self._works(now)
         if not works:
             return False
         batch = lay_out(works)
@@ -174,6 +172,21 @@ class Engine:
         self._commit(works, logits, chosen, bad)
         self.stats.add(len(batch.tokens), self.runner.forward_s - forward_s, time.perf_counter() - started)
         return True
+
+    def _works(self, now: float) -> list[Work]:
+        """A plan that has its memory. Sessions that find none are left out of the next attempt, never of the next step.
+
+        The oldest session can take everyone else's KV, so some attempt succeeds whenever anyone is ready.
+        """
+        ready = list(self.sessions.values())
+        while works := schedule.plan(ready, self.config, now, self.stats.step_s):
+            reserved = self.memory.reserve(works, self.sessions.values())
+            self.stats.preemptions = self.memory.preemptions
+            if reserved:
+                return reserved
+            blocked = {id(work.session) for work in works}
+            ready = [session for session in ready if id(session) not in blocked]
+        return []
 
     def idle_until(self) -> float:
         """When `step` may have something to do without further input: a holding session's or a lease's end."""

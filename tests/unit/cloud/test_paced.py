@@ -23,7 +23,6 @@ def test_every_step_takes_its_time_and_the_tokens_stay(tiny):
     paced = generate(engine, [1, 2, 3], SamplingParams(), 8, ignore_eos=True)
     assert time.perf_counter() - started >= 0.08
     assert paced.tokens == own.tokens
-    assert engine.stats.forward_s >= 0.079
 
 
 @pytest.mark.parametrize("step_s", [-0.01, 61.0, float("nan")])
