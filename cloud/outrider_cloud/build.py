@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from outrider_cloud.engine.engine import Engine
-from outrider_cloud.engine.exactness import check_exact
+from outrider_cloud.engine.exactness import agreeing_buckets
 from outrider_cloud.engine.paced import PacedRunner
 from outrider_cloud.engine.runner import ModelRunner
 from outrider_cloud.kernels.platform import cpu_platform
@@ -43,5 +43,5 @@ def build_engine(
     else:
         runner = ModelRunner(loaded, platform, config)
     if config.exact:
-        check_exact(runner, config)
+        runner.buckets = agreeing_buckets(runner)
     return Engine(runner, config)

@@ -31,6 +31,13 @@ def cloud() -> None:
     configure_logs()
 
 
+def _numbers(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no list of numbers such as 4,8,16") from None
+
+
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Flags of the engine, shared by the commands that run one."""
     from outrider_cloud.engine.config import EngineConfig  # noqa: PLC0415 - keeps `--help` quick
@@ -39,7 +46,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads of a step; 0: torch's choice."),
         click.option("--row-budget", type=click.IntRange(1), default=defaults.row_budget, show_default=True, help="Most rows of a step."),
-        click.option("--bucket", type=click.IntRange(1), default=defaults.bucket, show_default=True, help="Rows of every step with --exact."),
+        click.option("--buckets", default=",".join(map(str, defaults.buckets)), show_default=True, callback=_numbers, help="Row counts that steps are padded to with --exact."),
         click.option("--kv-tokens", type=click.IntRange(1), default=defaults.kv_tokens, show_default=True, help="Tokens whose KV is held."),
         click.option("--exact/--no-exact", default=defaults.exact, show_default=True, help="Rows bit for bit the same whatever surrounds them; costs compute on a CPU."),
         click.option("--model", default="bundled", show_default=True, help="Hugging Face folder, or 'bundled'."),
@@ -128,7 +135,7 @@ def generate(prompt: str, *, chat: bool, ignore_eos: bool, as_json: bool, **flag
 def _engine_config(flags: dict[str, Any]) -> EngineConfig:
     from outrider_cloud.engine.config import EngineConfig  # noqa: PLC0415 - keeps `--help` quick
 
-    names = ("exact", "kv_tokens", "bucket", "row_budget", "max_sessions", "lease_s")
+    names = ("exact", "kv_tokens", "buckets", "row_budget", "max_sessions", "lease_s")
     given = {name: flags[name] for name in names if name in flags}
     if "hold_ms" in flags:
         given["hold_s"] = flags["hold_ms"] / 1e3

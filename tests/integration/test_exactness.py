@@ -12,10 +12,21 @@ from outrider_shared.errors import ModelError
 from support.models import TINY_CONTEXT, TINY_VOCABULARY
 
 
-@pytest.mark.parametrize("bucket", [1, 4, 16])
-def test_dense_model_passes_the_check(tiny, bucket):
-    """A dense model in a fixed bucket has rows that do not depend on their neighbours."""
-    build_engine(tiny, EngineConfig(exact=True, bucket=bucket, kv_tokens=256))
+@pytest.mark.parametrize("buckets", [(1,), (4,), (4, 8, 16, 32, 64)])
+def test_dense_model_passes_the_check(tiny, buckets):
+    """A dense model in fixed buckets has rows that do not depend on their neighbours; the largest bucket is kept."""
+    engine = build_engine(tiny, EngineConfig(exact=True, buckets=buckets, kv_tokens=512))
+    assert set(engine.runner.buckets) <= set(buckets)
+    assert engine.runner.buckets[-1] == buckets[-1]
+
+
+def test_bucket_that_disagrees_is_not_used(tiny, monkeypatch):
+    """A bucket whose rows come out otherwise than the largest one's is left out, the others are used."""
+    mlp = tiny.model.model.layers[0].mlp
+    plain = mlp.forward
+    monkeypatch.setattr(mlp, "forward", lambda x: plain(x) * (1 + 1e-6 if x.shape[1] == 8 else 1))
+    engine = build_engine(tiny, EngineConfig(exact=True, buckets=(4, 8, 16), kv_tokens=512))
+    assert engine.runner.buckets == (4, 16)
 
 
 def test_model_whose_rows_depend_on_each_other_is_refused(tiny, monkeypatch):
@@ -24,7 +35,7 @@ def test_model_whose_rows_depend_on_each_other_is_refused(tiny, monkeypatch):
     plain = mlp.forward
     monkeypatch.setattr(mlp, "forward", lambda x: plain(x) + 1e-7 * x.mean(1, keepdim=True))
     with pytest.raises(ModelError, match="without --exact"):
-        build_engine(tiny, EngineConfig(exact=True, bucket=8, kv_tokens=256))
+        build_engine(tiny, EngineConfig(exact=True, buckets=(8,), kv_tokens=256))
 
 
 def test_mixture_of_experts_is_checked_like_any_other(tmp_path, tiny_folder):
@@ -38,6 +49,6 @@ def test_mixture_of_experts_is_checked_like_any_other(tmp_path, tiny_folder):
     (tmp_path / "tokenizer.json").write_bytes((tiny_folder / "tokenizer.json").read_bytes())
     model = load_model(tmp_path)
     try:
-        build_engine(model, EngineConfig(exact=True, bucket=16, kv_tokens=256))
+        build_engine(model, EngineConfig(exact=True, buckets=(16,), kv_tokens=256))
     except ModelError as error:
         assert "exact" in str(error)  # noqa: PT017 - refusing is one of two right answers

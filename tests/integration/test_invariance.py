@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from outrider_cloud.engine.config import EngineConfig
+from outrider_cloud.engine.exactness import agreeing_buckets
 from outrider_cloud.engine.runner import ModelRunner
 from outrider_cloud.generate import generate
 from outrider_cloud.kernels.platform import cpu_platform
@@ -58,7 +59,7 @@ def configs(*, exact: bool) -> st.SearchStrategy[EngineConfig]:
     return st.builds(
         EngineConfig,
         exact=st.just(exact),
-        bucket=st.sampled_from([4, 8, 16]),
+        buckets=st.sampled_from([(4,), (8,), (16,), (4, 8, 16)]),
         row_budget=st.sampled_from([3, 8, 64]),
         kv_tokens=st.sampled_from([128, 192, 1024]),
         block_size=st.sampled_from([4, 16]),
@@ -91,6 +92,8 @@ def play(
 ) -> None:
     """Decode plainly, then through the simulated network, and compare tokens and (in exact mode) logits."""
     runner = ModelRunner(model, cpu_platform(exact=config.exact), config)
+    if config.exact:
+        runner.buckets = agreeing_buckets(runner)
     simulation = Simulation(runner, config, choose, faults, split=split)
     plain = []
     for number, (request, policy) in enumerate(wanted):

@@ -13,9 +13,9 @@ class EngineConfig:
     """Sizes and policies, validated on construction.
 
     Attributes:
-        exact: Give every row the same bits whatever surrounds it (design, section 6): each step is padded to `bucket`
-            rows. Costs compute on a CPU, see docs/decisions/0002-exact-on-cpu.md.
-        bucket: Rows of every step in exact mode.
+        exact: Give every row the same bits whatever surrounds it (design, section 6), by padding steps to fixed numbers
+            of rows. Costs compute on a CPU, see docs/decisions/0002-exact-on-cpu.md.
+        buckets: In exact mode each step is padded to the smallest of these numbers of rows that it fits, ascending.
         row_budget: Most rows of a step otherwise.
         kv_tokens: Tokens whose keys and values are held, over all sessions and the prefix cache.
         block_size: Tokens in a block, the unit of KV memory and of prefix sharing.
@@ -28,7 +28,7 @@ class EngineConfig:
     """
 
     exact: bool = False
-    bucket: int = 8
+    buckets: tuple[int, ...] = (4, 8, 16, 32, 64)
     row_budget: int = 256
     kv_tokens: int = 32768
     block_size: int = 16
@@ -40,7 +40,9 @@ class EngineConfig:
     lease_s: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("bucket", "row_budget", "kv_tokens", "block_size", "max_sessions", "max_nodes"):
+        if not self.buckets or list(self.buckets) != sorted(set(self.buckets)) or self.buckets[0] < 1:
+            raise ConfigError(f"buckets are {self.buckets}", hint="give numbers of rows, from 1 on, ascending")
+        for name in ("row_budget", "kv_tokens", "block_size", "max_sessions", "max_nodes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}", hint="it must be at least 1")
         if self.max_nodes < NODES_BEFORE_OPENED:
@@ -61,4 +63,4 @@ class EngineConfig:
     @property
     def rows(self) -> int:
         """Most rows of a step."""
-        return self.bucket if self.exact else self.row_budget
+        return self.buckets[-1] if self.exact else self.row_budget

@@ -2,6 +2,9 @@
 
 Fixed shapes make it likely, nothing guarantees it: another BLAS, a mixture of experts that groups rows, or a fused
 kernel may treat rows by their place. What fails here is refused rather than promised.
+
+Several buckets may be used if they agree: the same rows have the same bits in each. The largest is the reference, and
+smaller ones that disagree with it (a BLAS picks other kernels for very few rows) are not used.
 """
 
 from __future__ import annotations
@@ -19,35 +22,47 @@ from outrider_shared.sampling import SamplingParams
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from outrider_cloud.engine.config import EngineConfig
     from outrider_cloud.engine.runner import ModelRunner
 
-_MOST_ROWS = 6
+_TRIALS = 3
 
 
-def check_exact(runner: ModelRunner, config: EngineConfig) -> None:
-    """Compare rows computed together, among another session's rows, and one at a time.
+def agreeing_buckets(runner: ModelRunner) -> tuple[int, ...]:
+    """The buckets of a runner that give the same bits, ascending; the largest is always among them.
+
+    Each is tried with rows computed together, among another session's rows, and one at a time.
 
     Raises:
-        ModelError: if any bit differs.
+        ModelError: if rows differ within the largest bucket: this model cannot be served exactly here.
     """
-    count = min(_MOST_ROWS, config.bucket, config.kv_tokens // 4)
+    largest = runner.buckets[-1]
+    wrong = _disagreement(runner, largest, largest)
+    if wrong:
+        raise ModelError(
+            f"{runner.loaded.name} cannot be served bit for bit here: {wrong}",
+            hint="serve it without --exact, or try other --buckets",
+        )
+    return (*(b for b in runner.buckets[:-1] if not _disagreement(runner, b, largest)), largest)
+
+
+def _disagreement(runner: ModelRunner, bucket: int, reference: int) -> str:
+    """How rows in `bucket` differ from the same rows in `reference`; empty if they do not."""
     generator = np.random.default_rng(11)
-    vocabulary = runner.loaded.vocabulary
-    tokens = generator.integers(0, vocabulary, count).tolist()
-    others = generator.integers(0, vocabulary, min(config.bucket - count, config.kv_tokens // 4)).tolist()
-    slots = np.arange(config.blocks * config.block_size)
-    together = runner.run(_batch([(tokens, slots[:count])]))
-    beside = slots[2 * count : 2 * count + len(others)]
-    among = runner.run(_batch([(others, beside), (tokens, slots[count : 2 * count])]))[len(others) :]
-    alone = torch.cat([runner.run(_one(tokens, i, slots)) for i in range(count)])
-    for name, rows in (("another session's rows beside it", among), ("a step of its own", alone)):
-        same = int((together == rows).all(-1).sum())
-        if same != count:
-            raise ModelError(
-                f"{runner.loaded.name} cannot be served bit for bit: {count - same} of {count} rows differ with {name}",
-                hint="serve it without --exact, or try another --bucket",
-            )
+    vocabulary, slots = runner.loaded.vocabulary, np.arange(runner.kv.slots)
+    most = runner.kv.slots // 4
+    for _ in range(_TRIALS):
+        count = min(bucket, max(2, bucket // 2), most)
+        tokens = generator.integers(0, vocabulary, count).tolist()
+        others = generator.integers(0, vocabulary, min(bucket - count, most)).tolist()
+        expected = runner.run(_batch([(tokens, slots[:count])]), reference)
+        beside = slots[2 * count : 2 * count + len(others)]
+        among = runner.run(_batch([(others, beside), (tokens, slots[count : 2 * count])]), bucket)[len(others) :]
+        alone = torch.cat([runner.run(_one(tokens, i, slots), bucket) for i in range(count)])
+        for name, rows in (("beside another session's rows", among), ("in a step of their own", alone)):
+            same = int((expected == rows).all(-1).sum())
+            if same != count:
+                return f"{count - same} of {count} rows differ {name}"
+    return ""
 
 
 def _batch(parts: list[tuple[list[int], NDArray[np.int64]]]) -> Batch:

@@ -31,10 +31,10 @@ class PacedRunner(ModelRunner):
             raise ConfigError(f"a paced step of {step_s * 1e3:g} ms", hint="it must be above 0 and at most 60 s")
         self._step_s = step_s
 
-    def run(self, batch: Batch) -> torch.Tensor:
+    def run(self, batch: Batch, bucket: int = 0) -> torch.Tensor:
         """As `ModelRunner.run`, but not sooner; the sleep counts as time inside the model."""
         started = time.perf_counter()
-        logits = super().run(batch)
+        logits = super().run(batch, bucket)
         left = self._step_s - (time.perf_counter() - started)
         if left > 0:
             time.sleep(left)

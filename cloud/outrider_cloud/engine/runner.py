@@ -23,9 +23,10 @@ class ModelRunner:
     Args:
         loaded: The model, checked.
         platform: Kernels of the device that it lives on.
-        config: Sizes; in exact mode every call has `config.bucket` rows.
+        config: Sizes; in exact mode every call is padded to one of `config.buckets`.
 
     Attributes:
+        buckets: Row counts that steps are padded to, ascending; empty for natural shapes.
         kv: Keys and values of all blocks.
         forward_s: Seconds spent inside the model so far, attention included.
     """
@@ -33,16 +34,21 @@ class ModelRunner:
     def __init__(self, loaded: LoadedModel, platform: Platform, config: EngineConfig) -> None:
         self.loaded = loaded
         self.platform = platform
-        self._bucket = config.bucket if config.exact else 0
+        self.buckets = config.buckets if config.exact else ()
         self.forward_s = 0.0
         self.kv = platform.kv_pool(loaded.layers, config.blocks * config.block_size, loaded.dtype)
 
     @torch.inference_mode()
-    def run(self, batch: Batch) -> torch.Tensor:
-        """Store the rows' KV and compute logits: [sampled, vocab] in the model's dtype."""
+    def run(self, batch: Batch, bucket: int = 0) -> torch.Tensor:
+        """Store the rows' KV and compute logits: [sampled, vocab] in the model's dtype.
+
+        Args:
+            batch: At least one row.
+            bucket: Pad to this many rows; 0 takes the smallest of `buckets` that fits, if there are any.
+        """
         rows, sampled = len(batch.tokens), len(batch.sampled)
-        padding = [0] * max(0, self._bucket - rows)
-        keep = batch.sampled + [0] * max(0, self._bucket - sampled)
+        padding = [0] * (self._padded(rows, bucket) - rows)
+        keep = batch.sampled + [0] * (self._padded(sampled, bucket) - sampled)
         context = StepContext(
             self.kv,
             torch.from_numpy(np.concatenate([s.slots for s in batch.segments])),
@@ -59,3 +65,6 @@ class ModelRunner:
         self.forward_s += time.perf_counter() - started
         logits: torch.Tensor = out.logits[0][:sampled]
         return logits
+
+    def _padded(self, rows: int, bucket: int) -> int:
+        return bucket or next((b for b in self.buckets if b >= rows), rows)

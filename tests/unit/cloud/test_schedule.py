@@ -323,7 +323,8 @@ def test_the_batch_lays_out_what_was_planned(crowd: list[Given]):
 @pytest.mark.parametrize(
     ("field_name", "value"),
     [
-        ("bucket", 0), ("row_budget", 0), ("kv_tokens", 0), ("block_size", 0), ("max_sessions", 0), ("max_nodes", 0),
+        ("buckets", ()), ("buckets", (8, 4)), ("buckets", (0, 4)),
+        ("row_budget", 0), ("kv_tokens", 0), ("block_size", 0), ("max_sessions", 0), ("max_nodes", 0),
         ("prefill_share", 0.0), ("prefill_share", 1.1), ("prefill_share", float("nan")), ("max_draft_rows", -1),
         ("hold_s", -0.1), ("hold_s", float("nan")), ("lease_s", -1.0), ("kv_tokens", 15),
     ],
@@ -334,6 +335,6 @@ def test_sizes_that_make_no_sense_are_refused(field_name: str, value: float):
 
 
 def test_a_step_has_the_bucket_in_exact_mode_and_the_budget_otherwise():
-    assert EngineConfig(bucket=16, row_budget=99).rows == 99
-    assert EngineConfig(exact=True, bucket=16, row_budget=99).rows == 16
+    assert EngineConfig(buckets=(4, 16), row_budget=99).rows == 99
+    assert EngineConfig(exact=True, buckets=(4, 16), row_budget=99).rows == 16
     assert EngineConfig(kv_tokens=100, block_size=16).blocks == 6
