@@ -146,7 +146,7 @@ class Engine:
             self._fail(session, error)
             return
         session.more_drafts = message.more
-        if message.HasField("anchor"):
+        if message.tokens:
             session.note_draft(message.anchor, self._clock())
         session.no_drafts = not message.more and not message.tokens
 
@@ -192,7 +192,7 @@ class Engine:
         """When `step` may have something to do without further input: a holding session's or a lease's end."""
         leases = (s.lease_end for s in self.sessions.values())
         return min(
-            schedule.next_hold_end(self.sessions.values(), self.config, self.stats.step_s),
+            schedule.next_hold_end(self.sessions.values(), self.config, self._clock(), self.stats.step_s),
             min(leases, default=float("inf")),
         )
 

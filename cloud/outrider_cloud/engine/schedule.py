@@ -65,7 +65,7 @@ def plan(sessions: Iterable[Session], config: EngineConfig, now: float, step_s: 
     """
     present = [s for s in sessions if s.state is State.RUNNING]
     loaded = is_loaded(present, config)
-    running = [s for s in present if not s.holds(now, patience_s(s, config, step_s, loaded=loaded))]
+    running = [s for s in present if not s.holds(now, patience_s(s, config, now, step_s, loaded=loaded))]
     running.sort(key=lambda s: (s.last_step, s.arrival))
     prompts = [s for s in running if s.sure_rows > 1]
     decoders = [s for s in running if s.sure_rows == 1]
@@ -110,7 +110,7 @@ def is_loaded(running: Sequence[Session], config: EngineConfig) -> bool:
     return wanted >= config.rows * _LOADED_SHARE
 
 
-def patience_s(session: Session, config: EngineConfig, step_s: float, *, loaded: bool) -> float:
+def patience_s(session: Session, config: EngineConfig, now: float, step_s: float, *, loaded: bool) -> float:
     """How long a session without a usable draft waits for one, by its pace.
 
     `auto` waits where tokens come faster so, or are needed cheaply. With drafts that take w to come and then commit E
@@ -123,18 +123,20 @@ def patience_s(session: Session, config: EngineConfig, step_s: float, *, loaded:
         return config.hold_s
     if step_s <= 0.0:
         return 0.0
-    wait_s = step_s if session.response_s is None else session.response_s
+    wait_s = session.expected_wait_s(now, step_s)
     alone = math.ceil(wait_s / step_s)
     late = session.survival**alone * max(0.0, session.gain - 1.0 - alone)
     waiting, ahead = session.gain / (wait_s + step_s), (alone + 1.0 + late) / ((alone + 1.0) * step_s)
     return min(config.hold_s, _MARGIN * wait_s + step_s) if waiting > ahead else 0.0
 
 
-def next_hold_end(sessions: Iterable[Session], config: EngineConfig, step_s: float = 0.0) -> float:
+def next_hold_end(sessions: Iterable[Session], config: EngineConfig, now: float, step_s: float = 0.0) -> float:
     """When the first holding session gives up waiting; infinite if none holds."""
     running = [s for s in sessions if s.state is State.RUNNING]
     loaded = is_loaded(running, config)
     ends = [
-        s.hold_since + patience_s(s, config, step_s, loaded=loaded) for s in running if s.request.pace is not Pace.AHEAD
+        s.hold_since + patience_s(s, config, now, step_s, loaded=loaded)
+        for s in running
+        if s.request.pace is not Pace.AHEAD
     ]
     return min(ends, default=float("inf"))

@@ -72,6 +72,7 @@ class Session:
         self.survival = 0.7
         self.gain = 3.0
         self.response_s: float | None = None
+        self.silent_since: float | None = None
         self._committed_at: dict[int, float] = {}
 
     @property
@@ -95,12 +96,20 @@ class Session:
     def note_commit(self, now: float) -> None:
         """The log grew: from here on drafts for its new end can come."""
         self.hold_since, self.no_drafts = now, False
+        if self.silent_since is None:
+            self.silent_since = now
         self._committed_at[len(self.log)] = now
         if len(self._committed_at) > _REMEMBERED_COMMITS:
             del self._committed_at[next(iter(self._committed_at))]
 
+    def expected_wait_s(self, now: float, step_s: float) -> float:
+        """How long the next draft may take: as learned, but no less than the present silence has lasted."""
+        silence = 0.0 if self.silent_since is None else now - self.silent_since
+        return max(step_s if self.response_s is None else self.response_s, silence)
+
     def note_draft(self, anchor: int, now: float) -> None:
-        """A draft for the log's end at `anchor` came: follow how long drafts take (moving average)."""
+        """A draft for the log's end at `anchor` came (0: below an older one): follow how long drafts take."""
+        self.silent_since = None
         started = self._committed_at.pop(anchor, None)
         if started is not None:
             taken = now - started

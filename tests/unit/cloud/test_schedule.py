@@ -210,8 +210,8 @@ def test_the_wait_of_the_first_holding_session_ends_first():
         Given("c", pace=Pace.AHEAD, hold_since=1.0),
         Given("d", pace=Pace.HOLD, hold_since=2.0, state=State.PARKED),
     ]
-    assert next_hold_end(sessions(*made), config()) == 5.0 + HOLD_S
-    assert next_hold_end(sessions(*made[2:]), config()) == float("inf")
+    assert next_hold_end(sessions(*made), config(), NOW) == 5.0 + HOLD_S
+    assert next_hold_end(sessions(*made[2:]), config(), NOW) == float("inf")
 
 
 STEP_S = 0.025
@@ -236,11 +236,23 @@ def test_auto_waits_where_the_wait_pays(response_s: float | None, gain: float, w
 def test_auto_waits_no_longer_than_drafts_take():
     (session,) = sessions(Given("a", pace=Pace.AUTO))
     session.response_s, session.gain = 0.01, 4.0
-    patience = patience_s(session, config(64), STEP_S, loaded=False)
+    patience = patience_s(session, config(64), NOW, STEP_S, loaded=False)
     assert 0.01 < patience < HOLD_S
     session.hold_since = NOW - patience
     assert plan([session], config(64), NOW, STEP_S)
-    assert next_hold_end([session], config(64), STEP_S) == pytest.approx(NOW)
+    assert next_hold_end([session], config(64), NOW, STEP_S) == pytest.approx(NOW)
+
+
+def test_auto_stops_waiting_for_a_device_that_is_silent():
+    """Before the first draft came, one step's time is risked; a silence of several steps says that drafts are far."""
+    (session,) = sessions(Given("a", pace=Pace.AUTO))
+    session.gain = 4.0
+    session.silent_since = NOW - 0.5 * STEP_S
+    assert not plan([session], config(64), NOW, STEP_S)
+    session.silent_since = NOW - 4.0 * STEP_S
+    assert plan([session], config(64), NOW, STEP_S)
+    session.note_draft(0, NOW)
+    assert not plan([session], config(64), NOW, STEP_S)
 
 
 def test_auto_saves_rows_when_they_are_scarce():
@@ -273,7 +285,7 @@ def test_any_plan_keeps_the_rules(crowd: list[Given], rows: int, share: float, m
     assert len({id(work.session) for work in works}) == len(works)
     bounds = config(rows, share, most)
     loaded = is_loaded([s for s in everyone if s.state is State.RUNNING], bounds)
-    ready = [s for s in everyone if not s.holds(NOW, patience_s(s, bounds, 0.0, loaded=loaded))]
+    ready = [s for s in everyone if not s.holds(NOW, patience_s(s, bounds, NOW, 0.0, loaded=loaded))]
     assert bool(works) == bool(ready)
     for work in works:
         assert work.session in ready
