@@ -127,7 +127,10 @@ def patience_s(session: Session, config: EngineConfig, now: float, step_s: float
     alone = math.ceil(wait_s / step_s)
     late = session.survival**alone * max(0.0, session.gain - 1.0 - alone)
     waiting, ahead = session.gain / (wait_s + step_s), (alone + 1.0 + late) / ((alone + 1.0) * step_s)
-    return min(config.hold_s, _MARGIN * wait_s + step_s) if waiting > ahead else 0.0
+    if waiting <= ahead:
+        return 0.0
+    # Nothing is known of a new session's device: no more than one step's time is risked on it.
+    return min(config.hold_s, step_s if session.response_s is None else _MARGIN * wait_s + step_s)
 
 
 def next_hold_end(sessions: Iterable[Session], config: EngineConfig, now: float, step_s: float = 0.0) -> float:
