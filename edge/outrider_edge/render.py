@@ -36,8 +36,8 @@ def legend() -> Text:
 def comparison_table(result: dict[str, Any]) -> Table:
     """Drafted against plain: one row per request, and a sum."""
     title = "drafted at the edge against plain cloud streaming\n(same requests, same connection)"
-    table = Table(title=title, box=SIMPLE_HEAD)
-    table.add_column("request", max_width=18, no_wrap=True, overflow="ellipsis")
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("request", max_width=15, no_wrap=True, overflow="ellipsis")
     for name in ("tokens", "steps\nours/plain", "tokens\nper step", "tokens/s\nours/plain", "ratio", "same\ntext"):
         table.add_column(name, justify="right", no_wrap=True)
     for answer in result["requests"]:

@@ -16,7 +16,6 @@ Foreign errors (gRPC, ONNX Runtime, transformers, the file system) are wrapped w
     ├── LimitError               a bound of the service was reached; try again later
     ├── UnavailableError         the other side cannot be reached, or is draining; try again, perhaps elsewhere
     ├── DeadlineError            the caller's deadline passed
-    ├── CancelledError           the caller cancelled
     ├── PackError                a pack is damaged, altered or of an unknown format
     ├── ModelError               a model that this engine cannot serve exactly
     └── InternalError            our fault
@@ -123,12 +122,6 @@ class DeadlineError(OutriderError):
     """The caller's deadline passed before the answer was complete."""
 
     code = "deadline"
-
-
-class CancelledError(OutriderError):
-    """The caller cancelled."""
-
-    code = "cancelled"
 
 
 class PackError(OutriderError):

@@ -23,6 +23,7 @@ from outrider_cloud.engine.stats import EngineStats
 from outrider_cloud.kernels.sampling import log_probability
 from outrider_shared import wire
 from outrider_shared.errors import InternalError, LimitError, OutriderError, ProtocolError
+from outrider_shared.tree import DraftTree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -96,8 +97,7 @@ class Engine:
         known = [] if session is None else [*session.request.prompt, *committed]
         if session is None or session.log[: len(known)] != known:
             return False
-        session.tree.clear()
-        session.tree = type(session.tree)(session.log)
+        session.tree = DraftTree(session.log)
         session.sink, session.lease_end = sink, float("inf")
         session.hold_since, session.more_drafts = self._clock(), False
         sink(Opened(session_id, len(session.log), min(session.computed, len(session.request.prompt))))

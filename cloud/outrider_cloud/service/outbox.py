@@ -68,7 +68,7 @@ def merge(commits: Sequence[Committed]) -> Committed:
     )
 
 
-def commit_to_wire(event: Committed, vocabulary: int, hint: int = 0) -> pb.Commit:
+def commit_to_wire(event: Committed, vocabulary: int) -> pb.Commit:
     """The message of a commit."""
     explicit = event.tokens[event.known :]
     return pb.Commit(
@@ -78,7 +78,6 @@ def commit_to_wire(event: Committed, vocabulary: int, hint: int = 0) -> pb.Commi
         length=event.length,
         finish=_FINISH[event.finish],
         logprobs=event.logprobs,
-        max_nodes=hint,
         more_steps=max(0, event.steps - 1),
         usage=None if event.usage is None else usage_to_wire(event.usage),
     )

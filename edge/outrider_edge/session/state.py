@@ -79,7 +79,7 @@ class SessionState:
         self.max_nodes = NODES_BEFORE_OPENED
         self.max_per_message = NODES_BEFORE_OPENED
         self.context_length = 0
-        self._begin_burst(None)
+        self._begin_burst()
 
     # ---- drafting -----------------------------------------------------------------------------------------------
 
@@ -212,7 +212,7 @@ class SessionState:
         self.exhausted = False
         self._starts = [start for start in self._starts if start.position >= len(self.log) and not start.dead]
         if not self.tree.children:
-            self._begin_burst(None)
+            self._begin_burst()
 
     def _count(self, message: pb.Commit, tokens: list[int]) -> None:
         totals = self.totals
@@ -232,8 +232,9 @@ class SessionState:
             return self.tree.append(token, None, len(self.log))
         return self.tree.append(token, self.tip)
 
-    def _begin_burst(self, tip: Node | None) -> None:
-        self.tip = tip
+    def _begin_burst(self) -> None:
+        """Start at the frontier."""
+        self.tip = None
         self._starts = []
         self._survival, self._depth = 1.0, 0
         self.burst_done = self.exhausted = self.flushed = False
