@@ -20,10 +20,10 @@ from outrider_edge.draft.runtime import DraftModel
 from outrider_edge.link.backoff import Backoff
 from outrider_edge.link.grpc_link import ClientTls, GrpcConnector
 from outrider_edge.report import AnswerReport
-from outrider_edge.session.calibration import PRIOR, Calibrations
 from outrider_edge.session.events import Finished, GenerateRequest, Pace, SessionEvent, Tokens
 from outrider_edge.session.generate import Client
 from outrider_edge.session.policy import DraftPolicy
+from outrider_shared.calibration import PRIOR, Calibrations
 from outrider_shared.errors import DeadlineError
 from outrider_shared.packs import read_pack
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from outrider_edge.link.backoff import Backoff
-from outrider_edge.session.calibration import Calibrations
 from outrider_edge.session.events import Finished, Reconnecting, SessionEvent
 from outrider_edge.session.loop import StreamLoop
 from outrider_edge.session.policy import DraftPolicy
 from outrider_edge.session.state import SessionState
+from outrider_shared.calibration import Calibrations
 from outrider_shared.errors import OutriderError, PromptError, SessionExistsError
 from outrider_shared.ids import new_session_id
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from outrider_edge.session.calibration import Calibrations
 from outrider_edge.session.events import Origin, Token, Totals
+from outrider_shared.calibration import Calibrations
 from outrider_shared.errors import ProtocolError
 from outrider_shared.packing import unpack_tokens
 from outrider_shared.tree import DraftTree

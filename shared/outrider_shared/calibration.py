@@ -4,7 +4,8 @@ The margin is the gap between the best and the second-best perturbed logit. Unde
 better than the draft's probability or entropy does. Each margin bin keeps a moving count of guesses and of hits; the
 prior counts as `PRIOR_WEIGHT` guesses, so the first answers are steered by it and later ones by evidence.
 
-One set of calibrations, one per kind of drafter, serves a device: its sessions learn from each other.
+One set of calibrations, one per kind of drafter, serves a device, and one the drafters of a cloud: sessions learn from
+each other.
 """
 
 from __future__ import annotations

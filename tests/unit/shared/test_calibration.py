@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider_edge.session.calibration import LOOKUP_PRIOR, PRIOR, Calibration, Calibrations
+from outrider_shared.calibration import LOOKUP_PRIOR, PRIOR, Calibration, Calibrations
 from outrider_shared.sampling.rule import Guess
 
 
