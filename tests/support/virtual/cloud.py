@@ -1,0 +1,113 @@
+"""The engine with a scripted model, beside the event loop instead of in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from outrider_cloud.engine.engine import Engine
+
+_LEAST_WAIT_S = 1e-4
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """How long a step of the target takes: flat up to the knee where rows become compute-bound.
+
+    Attributes:
+        base_s: Of a step of up to `knee` rows.
+        row_s: Of each row beyond.
+        knee: Rows that come with the base.
+    """
+
+    base_s: float
+    row_s: float = 0.0
+    knee: int = 0
+
+    def seconds(self, rows: int) -> float:
+        return self.base_s + self.row_s * max(0, rows - self.knee)
+
+
+class ScriptedRunner:
+    """Stands for `ModelRunner` and its platform: says what was recorded, and takes its time."""
+
+    def __init__(self, pair, cost: StepCost, loop) -> None:
+        self._pair, self._cost, self._loop = pair, cost, loop
+        self.forward_s = 0.0
+        self.loaded = types.SimpleNamespace(
+            name="recorded", vocabulary=pair.vocabulary, eos=frozenset({pair.eos}), context_length=4096,
+            tokenizer_sha256="00" * 32, fingerprint="00" * 32, tokenizer=None, layers=[],
+        )  # fmt: skip
+        self.kv = types.SimpleNamespace(move=lambda sources, targets: None)
+        self.platform = types.SimpleNamespace(sampler=self)
+
+    def run(self, batch, bucket: int = 0) -> torch.Tensor:
+        seconds = self._cost.seconds(len(batch.tokens))
+        self._loop.ahead_s += seconds
+        self.forward_s += seconds
+        return torch.zeros(len(batch.sampled), 1)
+
+    def choose(self, logits, positions, params) -> list[int]:
+        return [self._pair.choose(p.seed, position) for position, p in zip(positions, params, strict=True)]
+
+
+class EngineTask:
+    """`EngineThread`'s twin: same mailbox, same order, a task of the virtual loop.
+
+    Attributes:
+        busy_s: Time that the engine spent in steps.
+    """
+
+    def __init__(self, engine: Engine, loop) -> None:
+        self._engine, self._loop = engine, loop
+        self._mail: deque = deque()
+        self._posted = asyncio.Event()
+        self.busy_s = 0.0
+        self._task: asyncio.Task | None = None
+
+    def start(self) -> None:
+        self._task = self._loop.create_task(self._run())
+
+    def stop(self) -> None:
+        self._task.cancel()
+
+    def post(self, call) -> None:
+        self._mail.append(call)
+        self._posted.set()
+
+    def ask(self, call) -> Future:
+        future: Future = Future()
+
+        def answer(engine) -> None:
+            try:
+                future.set_result(call(engine))
+            except Exception as error:  # noqa: BLE001 - the asker gets it, whatever it is
+                future.set_exception(error)
+
+        self.post(answer)
+        return future
+
+    async def _run(self) -> None:
+        while True:
+            self._posted.clear()
+            while self._mail:
+                self._mail.popleft()(self._engine)
+            if self._engine.step():
+                taken_s, self._loop.ahead_s = self._loop.ahead_s, 0.0
+                self.busy_s += taken_s
+                await asyncio.sleep(taken_s)
+            else:
+                assert self._loop.ahead_s == 0.0
+                wait_s = max(_LEAST_WAIT_S, min(1.0, self._engine.idle_until() - self._loop.clock()))
+                try:
+                    async with asyncio.timeout(wait_s):
+                        await self._posted.wait()
+                except TimeoutError:
+                    pass

@@ -1,0 +1,42 @@
+"""Writes `pair.json` from the bundled pair: `PYTHONPATH=cloud:edge:shared:tests python -m support.virtual.record`."""
+
+from __future__ import annotations
+
+import json
+
+from outrider_cloud.build import build_engine
+from outrider_cloud.engine.config import EngineConfig
+from outrider_cloud.generate import generate
+from outrider_edge.compare import BUNDLED, read_requests
+from outrider_edge.device import bundled_pack
+from outrider_edge.draft.drafter import ModelDrafter
+from outrider_edge.draft.runtime import DraftModel
+from outrider_shared.chat import render_chat
+from outrider_shared.packs import read_pack
+from outrider_shared.sampling import SamplingParams
+from support.virtual.pair import FILE
+
+_WIDTH = 4
+_MOST = 96
+
+
+def record(count: int = 40) -> None:
+    """Answer held-out requests plainly, then ask the draft at every position of the answers."""
+    pack, greedy = read_pack(bundled_pack()), SamplingParams()
+    engine, model = build_engine(BUNDLED, EngineConfig(), threads=1), DraftModel.load(pack)
+    loaded, answers = engine.runner.loaded, []
+    for messages in read_requests(BUNDLED)[:count]:
+        prompt = loaded.tokenizer.encode(render_chat(pack.chat_template or "", messages), add_special_tokens=False).ids
+        tokens, drafter = generate(engine, prompt, greedy, _MOST).tokens, ModelDrafter(model.new_runtime())
+        guesses = []
+        for index in range(len(tokens)):
+            told = drafter.propose(prompt + tokens[:index], greedy, _WIDTH)
+            guesses.append([round(told.margin, 2), *told.tokens])
+        answers.append({"prompt": prompt, "tokens": tokens, "guesses": guesses})
+    eos = min(loaded.eos)
+    result = {"vocabulary": loaded.vocabulary, "eos": eos, "answers": answers}
+    FILE.write_text(json.dumps(result, separators=(",", ":")).replace('{"prompt"', '\n{"prompt"') + "\n")
+
+
+if __name__ == "__main__":
+    record()
