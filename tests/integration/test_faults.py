@@ -269,7 +269,9 @@ def test_caller_that_walks_away_frees_the_session_at_once(tiny):
         async with serving(tiny, EngineConfig(kv_tokens=4096, lease_s=60.0)) as (address, engine):
             async with GrpcConnector(address) as connector:
                 events = client(tiny, connector, lambda: RandomDrafter(3, 97)).generate(_request(1, 100))
-                await anext(events)
+                async for event in events:
+                    if isinstance(event, Tokens):
+                        break
                 await events.aclose()
             for _ in range(40):
                 if not engine.sessions:

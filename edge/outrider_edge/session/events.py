@@ -38,6 +38,7 @@ class GenerateRequest:
         ignore_eos: Go on past the model's own end tokens.
         pace: What the cloud does without drafts.
         logprobs: Ask for the target's log-probabilities.
+        trace: Tell each drafted node, too (`Drafted`).
     """
 
     prompt: tuple[int, ...]
@@ -47,6 +48,7 @@ class GenerateRequest:
     ignore_eos: bool = False
     pace: Pace = Pace.AUTO
     logprobs: bool = False
+    trace: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_tokens < 1 << 31:
@@ -67,6 +69,34 @@ class Tokens:
     """The log grew by these; nothing is ever taken back."""
 
     tokens: tuple[Token, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DraftedNode:
+    """One node of the draft tree, as it went up.
+
+    Attributes:
+        number: Its number on this stream.
+        parent: Number of the node above it; None where it hangs on the log.
+        position: Index in the log that its token would take.
+        token: Token id.
+        margin: How sure the drafter was, in its own unit; None for a second best.
+        source: Kind of drafter; empty for a second best.
+    """
+
+    number: int
+    parent: int | None
+    position: int
+    token: int
+    margin: float | None
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """These nodes were just sent; told only where the request asked for a trace."""
+
+    nodes: tuple[DraftedNode, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +139,17 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True)
+class Started:
+    """The session begins.
+
+    Attributes:
+        totals: What it did so far, from now on until its end; to be read only.
+    """
+
+    totals: Totals
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The answer is complete.
 
@@ -121,4 +162,4 @@ class Finished:
     totals: Totals
 
 
-SessionEvent = Tokens | Reconnecting | Finished
+SessionEvent = Started | Drafted | Tokens | Reconnecting | Finished

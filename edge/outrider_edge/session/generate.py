@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from outrider_edge.link.backoff import Backoff
-from outrider_edge.session.events import Finished, Reconnecting, SessionEvent
+from outrider_edge.session.events import Finished, Reconnecting, SessionEvent, Started
 from outrider_edge.session.loop import StreamLoop
 from outrider_edge.session.policy import DraftPolicy
 from outrider_edge.session.state import SessionState
@@ -55,7 +55,7 @@ class Client:
     executor: Executor | None = None
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[SessionEvent]:
-        """Events of one answer, ending with `Finished`.
+        """Events of one answer, from `Started` to `Finished`.
 
         Raises:
             PromptError: if a token of the prompt is outside the vocabulary, or there is none.
@@ -64,6 +64,7 @@ class Client:
         _check(request, self.vocabulary)
         state = SessionState(request, self.policy, self.vocabulary, self.calibration)
         drafter = None if self.new_drafter is None else self.new_drafter()
+        yield Started(state.totals)
         session_id, failures, since = new_session_id(), 0, time.monotonic()
         while state.finish is None:
             known = len(state.log)

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from outrider_edge.session.events import Pace, SessionEvent, Tokens
+from outrider_edge.session.events import Drafted, DraftedNode, Pace, SessionEvent, Tokens
 from outrider_edge.session.plan import Action, plan
 from outrider_shared.errors import MismatchError, OutriderError, UnavailableError
 from outrider_shared.packing import pack_tokens
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from outrider_edge.link.link import Link
     from outrider_edge.session.state import SessionState
     from outrider_shared.ids import SessionId
+    from outrider_shared.tree import Node
 
 # A pass shorter than this runs in the event loop: handing it to a thread would cost as much as it takes.
 INLINE_S = 0.002
@@ -63,6 +64,7 @@ class StreamLoop:
         self._executor = executor
         self._inbox: deque[pb.DecodeResponse | OutriderError | None] = deque()
         self._arrived = asyncio.Event()
+        self._trace: deque[Drafted] = deque()
         self._outbox: asyncio.Queue[pb.DecodeRequest | None] = asyncio.Queue()
         self._broken = False
         self._unsent_since = 0.0
@@ -83,6 +85,8 @@ class StreamLoop:
                     event = self._handle(self._inbox.popleft())
                     if event is not None:
                         yield event
+                while self._trace:
+                    yield self._trace.popleft()
                 action = plan(self._state, drafting=self._drafter is not None, unsent_s=self._unsent_s())
                 if action is Action.DONE:
                     return
@@ -144,6 +148,8 @@ class StreamLoop:
         state.mark_sent(nodes)
         state.flushed = not more
         self._unsent_since = time.monotonic()
+        if state.request.trace and nodes:
+            self._trace.append(Drafted(tuple(_traced(node) for node in nodes)))
         message = pb.DecodeRequest(draft=draft)
         state.totals.draft_messages += 1
         state.totals.draft_bytes += message.ByteSize() + FRAME_BYTES
@@ -215,3 +221,9 @@ class StreamLoop:
             lease=state.lease,
             logprobs=request.logprobs,
         )
+
+
+def _traced(node: Node) -> DraftedNode:
+    margin, source = (None, "") if node.guess is None else (node.guess.margin, node.guess.source)
+    parent = None if node.parent is None else node.parent.number
+    return DraftedNode(node.number, parent, node.position, node.token, margin, source)
