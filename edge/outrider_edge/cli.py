@@ -14,15 +14,15 @@ from rich.markup import escape
 from outrider_edge.compare import BUNDLED, Pair, read_requests, totals
 from outrider_edge.compare import compare as compare_answers
 from outrider_edge.device import Device
-from outrider_edge.link.backoff import Backoff
 from outrider_edge.link.grpc_link import ClientTls
 from outrider_edge.render import TokenPrinter, comparison_table, legend
 from outrider_edge.session.events import GenerateRequest, Pace
+from outrider_edge.session.offline import OfflineMode, OfflinePolicy
 from outrider_edge.session.policy import DraftPolicy
 from outrider_shared.chat import render_chat
 from outrider_shared.cli import TypedErrors
 from outrider_shared.errors import ConfigError
-from outrider_shared.flags import answer_options, sampling_params
+from outrider_shared.flags import Seconds, answer_options, sampling_params
 from outrider_shared.logs import configure_logs
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def edge() -> None:
 def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Flags of the way to the cloud and of drafting."""
     for option in (
-        click.option("--give-up-s", type=click.FloatRange(0), default=15.0, show_default=True, help="Time without progress, while the cloud cannot be reached, before the answer fails."),
+        click.option("--offline-after", type=Seconds(), default="15s", show_default=True, help="Silence of the cloud, such as 2s or 500ms, before --offline applies."),
+        click.option("--offline", type=click.Choice([m.value for m in OfflineMode]), default=OfflineMode.ERROR.value, show_default=True, help="Without the cloud: fail, wait for it, or go on with the draft alone, unverified until it is back."),
         click.option("--deadline-s", type=click.FloatRange(0, min_open=True), help="Most time for one answer."),
         click.option("--tls-key", type=click.Path(path_type=Path), help="PEM key of this device (mTLS)."),
         click.option("--tls-cert", type=click.Path(path_type=Path), help="PEM certificate of this device (mTLS)."),
@@ -50,7 +51,7 @@ def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--depth", type=click.IntRange(1), default=DraftPolicy().depth, show_default=True, help="Longest chain of a burst."),
         click.option("--pace", type=click.Choice([p.value for p in Pace]), default=Pace.AUTO.value, show_default=True, help="What the cloud does while no draft is at hand: decode by itself, wait, or whichever pays."),
         click.option("--draft", default="bundled", show_default=True, help="Pack folder, 'bundled', or 'none' for plain decoding."),
-        click.option("--cloud", required=True, help="HOST:PORT of the verifier."),
+        click.option("--cloud", "clouds", required=True, multiple=True, help="HOST:PORT of the verifier; again for one to turn to when the ones before are away."),
     ):  # fmt: skip
         command = option(command)
     return command
@@ -105,11 +106,11 @@ def compare(
 
 def _device(flags: dict[str, Any]) -> Device:
     return Device.open(
-        flags["cloud"],
+        flags["clouds"],
         flags["draft"],
         tls=_tls(flags),
         policy=DraftPolicy(depth=flags["depth"], width=flags["width"]),
-        backoff=Backoff(give_up_s=flags["give_up_s"]),
+        offline=OfflinePolicy(OfflineMode(flags["offline"]), flags["offline_after"]),
         deadline_s=flags["deadline_s"],
     )
 

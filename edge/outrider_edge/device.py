@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -16,19 +15,31 @@ from tokenizers import Tokenizer
 from outrider_edge.draft.drafter import Drafter, ModelDrafter
 from outrider_edge.draft.lookup import LookupDrafter
 from outrider_edge.draft.mixed import MixedDrafter
+from outrider_edge.draft.runner import ThreadRunner
 from outrider_edge.draft.runtime import DraftModel
 from outrider_edge.link.backoff import Backoff
+from outrider_edge.link.failover import FailoverConnector
 from outrider_edge.link.grpc_link import ClientTls, GrpcConnector
 from outrider_edge.report import AnswerReport
-from outrider_edge.session.events import Finished, GenerateRequest, Pace, SessionEvent, Tokens
+from outrider_edge.session.events import (
+    Finished,
+    GenerateRequest,
+    Pace,
+    Retracted,
+    SessionEvent,
+    Tokens,
+    Unverified,
+    Verified,
+)
 from outrider_edge.session.generate import Client
+from outrider_edge.session.offline import OfflinePolicy
 from outrider_edge.session.policy import DraftPolicy
 from outrider_shared.calibration import PRIOR, Calibrations
 from outrider_shared.errors import DeadlineError
 from outrider_shared.packs import read_pack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
 BUNDLED, NONE = "bundled", "none"
@@ -44,7 +55,7 @@ class Device:
 
     def __init__(
         self,
-        connector: GrpcConnector,
+        connector: FailoverConnector,
         tokenizer: Tokenizer,
         chat_template: str,
         client: Client,
@@ -59,23 +70,25 @@ class Device:
     @classmethod
     def open(
         cls,
-        cloud: str,
+        cloud: str | Sequence[str],
         draft: str | Path = BUNDLED,
         *,
         tls: ClientTls | None = None,
         policy: DraftPolicy | None = None,
         backoff: Backoff | None = None,
+        offline: OfflinePolicy | None = None,
         deadline_s: float | None = None,
         threads: int = 1,
     ) -> Device:
         """A device with a pack; nothing is sent yet.
 
         Args:
-            cloud: HOST:PORT of the verifier.
+            cloud: HOST:PORT of the verifier; of several, the most preferred first.
             draft: Pack folder, `bundled`, or `none` for plain decoding (the bundled pack's tokenizer is used).
             tls: None is plaintext.
             policy: How far to draft.
             backoff: How long to wait between tries to reach the cloud.
+            offline: What to do while no cloud can be reached; by default the answer fails after 15 s.
             deadline_s: Bound on each answer.
             threads: CPU threads of a draft pass.
 
@@ -91,7 +104,8 @@ class Device:
         def new_drafter() -> Drafter:
             return MixedDrafter(LookupDrafter(), ModelDrafter(model.new_runtime()), calibration.survival_of)
 
-        connector = GrpcConnector(cloud, tls, deadline_s=deadline_s)
+        addresses = [cloud] if isinstance(cloud, str) else list(dict.fromkeys(cloud))
+        connector = FailoverConnector({a: GrpcConnector(a, tls, deadline_s=deadline_s) for a in addresses})
         client = Client(
             connector,
             vocabulary=manifest.architecture.vocab_size,
@@ -100,7 +114,9 @@ class Device:
             policy=policy,
             calibration=calibration,
             backoff=backoff or Backoff(),
-            executor=ThreadPoolExecutor(1, thread_name_prefix="draft"),
+            offline=offline or OfflinePolicy(),
+            eos=frozenset(manifest.eos_ids),
+            runner=ThreadRunner(),
         )
         tokenizer = Tokenizer.from_file(str(pack.tokenizer_path))
         return cls(connector, tokenizer, pack.chat_template or "", client, deadline_s)
@@ -118,6 +134,7 @@ class Device:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._connector.__aexit__(kind, error, trace)
+        self._client.runner.close()
 
     async def answer(
         self,
@@ -138,6 +155,7 @@ class Device:
         """
         started, first_s = time.perf_counter(), 0.0
         ids: list[int] = []
+        alone: list[int] = []
         finished: Finished | None = None
         client = dataclasses.replace(self._client, new_drafter=None) if plain else self._client
         events = client.generate(dataclasses.replace(request, pace=Pace.AHEAD) if plain else request)
@@ -147,6 +165,12 @@ class Device:
                     if isinstance(event, Tokens):
                         first_s = first_s or time.perf_counter() - started
                         ids += [token.id for token in event.tokens]
+                        if isinstance(event, Verified):
+                            del alone[: len(event.tokens)]
+                    elif isinstance(event, Unverified):
+                        alone += event.tokens
+                    elif isinstance(event, Retracted):
+                        del alone[-event.count :]
                     elif isinstance(event, Finished):
                         finished = event
                     if on_event is not None:
@@ -155,4 +179,4 @@ class Device:
             raise DeadlineError(f"the answer was not complete within {self._deadline_s:g} s") from None
         assert finished is not None, "an answer ends with Finished"
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return AnswerReport(text, ids, finished, time.perf_counter() - started, first_s)
+        return AnswerReport(text, ids, finished, time.perf_counter() - started, first_s, alone)

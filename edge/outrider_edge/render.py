@@ -9,7 +9,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from outrider_edge.session.events import Origin, Reconnecting, SessionEvent, Tokens
+from outrider_edge.session.events import (
+    Finished,
+    Offline,
+    Online,
+    Origin,
+    Reconnecting,
+    Retracted,
+    SessionEvent,
+    Tokens,
+    Unverified,
+    Verified,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -20,6 +31,7 @@ STYLES = {
     Origin.BONUS: "bold cyan",
     Origin.CLOUD: "default",
 }
+UNVERIFIED = "dim italic"
 MEANING = {
     Origin.ACCEPTED: "accepted draft",
     Origin.CORRECTION: "correction by the target",
@@ -63,6 +75,8 @@ def _cells(answer: dict[str, Any]) -> list[str]:
 class TokenPrinter:
     """Takes a session's events and prints their text. Characters split over tokens appear when they are whole.
 
+    Unverified text is dim and in brackets. When it is taken back, what stands is printed again.
+
     Args:
         tokenizer: Of the pack.
         console: Where to print.
@@ -71,20 +85,66 @@ class TokenPrinter:
     def __init__(self, tokenizer: Tokenizer, console: Console | None = None) -> None:
         self._tokenizer = tokenizer
         self._console = console or Console(highlight=False)
-        self._ids: list[int] = []
-        self._shown = 0
+        self.begin()
 
     def begin(self) -> None:
         """Start a new answer."""
-        self._ids, self._shown = [], 0
+        self._ids: list[int] = []
+        self._shown = self._unverified = 0
 
     def __call__(self, event: SessionEvent) -> None:
         """Show one event."""
-        if isinstance(event, Reconnecting):
-            self._console.print(f"\n[dim]link lost ({event.reason}), going on in {event.wait_s:.1f} s[/dim]")
+        if isinstance(event, Verified):
+            self._verified(len(event.tokens))
         elif isinstance(event, Tokens):
             for token in event.tokens:
-                self._console.print(Text(self._fresh(token.id), STYLES[token.origin]), end="", soft_wrap=True)
+                self._put(self._fresh(token.id), STYLES[token.origin])
+        elif isinstance(event, Unverified):
+            self._alone(event)
+        elif isinstance(event, Retracted):
+            self._retracted(event.count)
+        else:
+            self._told(event)
+
+    def _told(self, event: SessionEvent) -> None:
+        """What is no text."""
+        left = self._unverified
+        if isinstance(event, Reconnecting) and not left:
+            self._note(f"link lost ({event.reason}), going on in {event.wait_s:.1f} s")
+        elif isinstance(event, Offline):
+            self._note(f"offline: {event.reason}")
+        elif isinstance(event, Online):
+            self._note("online again" + (f", {left} tokens to verify" if left else ""))
+        elif isinstance(event, Finished) and left:
+            self._note(f"the last {left} tokens are the draft model's alone: the cloud did not see them")
+
+    def _alone(self, event: Unverified) -> None:
+        if not self._unverified:
+            self._put("[unverified: ", UNVERIFIED)
+        self._unverified += len(event.tokens)
+        for token in event.tokens:
+            self._put(self._fresh(token), UNVERIFIED)
+
+    def _verified(self, count: int) -> None:
+        self._unverified -= count
+        if not self._unverified:
+            self._put("]", UNVERIFIED)
+            self._note("verified: all of it is the cloud model's own")
+
+    def _retracted(self, count: int) -> None:
+        self._put("]", UNVERIFIED)
+        self._unverified -= count
+        del self._ids[-count:]
+        text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        self._shown = len(text)
+        self._note(f"the cloud chose otherwise, {count} unverified tokens are taken back; what stands:")
+        self._put(text, "default")
+
+    def _put(self, text: str, style: str) -> None:
+        self._console.print(Text(text, style), end="", soft_wrap=True)
+
+    def _note(self, text: str) -> None:
+        self._console.print(Text(f"\n{text}", "dim"), soft_wrap=True)
 
     def _fresh(self, token_id: int) -> str:
         """Text that became complete with this token."""

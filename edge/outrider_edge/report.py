@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ class AnswerReport:
         finished: Reason and totals.
         wall_s: From the call to the last token, connecting included.
         first_s: From the call to the first token (TTFT).
+        unverified_ids: What the draft model went on with alone and the cloud did not see; in no case part of `text`.
     """
 
     text: str
@@ -26,6 +27,7 @@ class AnswerReport:
     finished: Finished
     wall_s: float
     first_s: float
+    unverified_ids: list[int] = field(default_factory=list)
 
     @property
     def tokens_per_step(self) -> float:
@@ -38,6 +40,7 @@ class AnswerReport:
         return {
             "text": self.text,
             "token_ids": self.token_ids,
+            "unverified_ids": self.unverified_ids,
             "finish": self.finished.reason,
             "cloud_steps": totals.cloud_steps,
             "tokens_per_step": self.tokens_per_step,
@@ -58,8 +61,9 @@ class AnswerReport:
     def summary(self) -> str:
         """One line for a person."""
         totals, count = self.finished.totals, len(self.token_ids)
+        alone = f", {len(self.unverified_ids)} more unverified" if self.unverified_ids else ""
         return (
             f"\n{count} tokens in {totals.cloud_steps} cloud steps ({self.tokens_per_step:.2f} per step), "
             f"{totals.accepted} of {totals.drafted} drafts accepted, {totals.uplink_bytes} B up, "
-            f"{totals.downlink_bytes} B down, {count / self.wall_s:.0f} tokens/s"
+            f"{totals.downlink_bytes} B down, {count / self.wall_s:.0f} tokens/s{alone}"
         )

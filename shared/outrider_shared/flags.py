@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,6 +11,24 @@ from outrider_shared.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+_UNITS_S = {"ms": 1e-3, "s": 1.0, "m": 60.0, "": 1.0}
+
+
+class Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A time as people write it: `2s`, `500ms`, `1m`; a bare number is seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds, not negative."""
+        if isinstance(value, int | float):
+            return float(value)
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|)", value.strip())
+        if found is None:
+            self.fail(f"{value!r} is no time; write 2s, 500ms or 1m", param, ctx)
+        return float(found[1]) * _UNITS_S[found[2]]
+
 
 _OPTIONS = (
     click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True, help="Tokens at most."),

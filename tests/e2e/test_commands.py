@@ -146,7 +146,7 @@ REFUSED = {
     "address that is none": (["cloud", "serve", "--listen", "nowhere"], 2, "HOST:PORT"),
     "model that is none": (["cloud", "serve", "--model", "/nonexistent"], 2, "config.json"),
     "half a key pair": (["cloud", "serve", "--tls-cert", "/nonexistent"], 2, "belong together"),
-    "unreachable cloud": ([*NOWHERE, "--prompt", "x", "--give-up-s", "1"], 1, "127.0.0.1:1"),
+    "unreachable cloud": ([*NOWHERE, "--prompt", "x", "--offline-after", "1s"], 1, "127.0.0.1:1"),
     "answer past its deadline": ([*NOWHERE, "--prompt", "x", "--deadline-s", "1"], 1, "within 1 s"),
     "pack that is none": ([*NOWHERE, "--draft", "/nonexistent", "--prompt", "x"], 1, "/nonexistent"),
     "negative temperature": (["cloud", "generate", "--prompt", "x", "--temperature", "-1"], 2, "temperature"),
@@ -235,7 +235,7 @@ def test_mutual_tls_lets_in_who_has_a_certificate_and_nobody_else(pki, tmp_path)
         assert done.returncode == 0, done.stderr
         stranger = ["--tls-cert", str(pki / "intruder.pem"), "--tls-key", str(pki / "intruder.key")]
         for wrong in ([], trust, [*trust, *stranger], ["--tls-ca", str(pki / "stranger.pem")]):
-            done = outrider(*ask, *wrong, "--give-up-s", "0.1")
+            done = outrider(*ask, *wrong, "--offline-after", "100ms")
             assert done.returncode == 1
             assert "Traceback" not in done.stderr
             assert json.loads(done.stdout)["error"]["code"] in {"unavailable", "deadline"}

@@ -43,6 +43,9 @@ class CuttingConnector:
     def __init__(self, connector: GrpcConnector, seed: int, cuts: int):
         self._connector, self._random, self.cuts = connector, random.Random(seed), cuts
 
+    def note(self, peer, *, alive):
+        self._connector.note(peer, alive=alive)
+
     async def connect(self):
         link = await self._connector.connect()
         if self.cuts == 0:
@@ -55,7 +58,7 @@ class CutLink:
     """A link that breaks."""
 
     def __init__(self, link, after: int):
-        self._link, self._after = link, after
+        self._link, self._after, self.peer = link, after, link.peer
 
     async def send(self, message):
         await self._link.send(message)
@@ -216,6 +219,9 @@ def test_session_that_outlives_the_drain_is_told_to_resume_elsewhere_and_does(ti
 
             async def connect(self):
                 return await (first if not self.links else second).connect()
+
+            def note(self, peer, *, alive):
+                pass
 
         async with contextlib.AsyncExitStack() as stack:
             leaving = serving(tiny, hold, drain_s=0.0)

@@ -15,6 +15,7 @@ from outrider_cloud.service.server import Server
 from outrider_edge.link.backoff import Backoff
 from outrider_edge.session.events import Finished, GenerateRequest, Tokens
 from outrider_edge.session.generate import Client
+from outrider_edge.session.offline import OfflinePolicy
 from outrider_edge.session.policy import DraftPolicy
 from outrider_shared import wire
 from outrider_shared.ids import new_session_id
@@ -81,7 +82,7 @@ def client(
     """A device's client over any connector, quick to try again."""
     base = Client(
         connector, model.vocabulary, model.tokenizer_sha256, new_drafter,
-        policy=DraftPolicy(depth=4), backoff=Backoff(first_s=0.01, most_s=0.1, give_up_s=20.0),
+        policy=DraftPolicy(depth=4), backoff=Backoff(first_s=0.01, most_s=0.1), offline=OfflinePolicy(after_s=20.0),
     )  # fmt: skip
     return dataclasses.replace(base, **changes)
 

@@ -146,6 +146,8 @@ class SessionHandler:
             kind = request.WhichOneof("body")
             if kind == "cancel":
                 thread.post(lambda engine: engine.cancel(session_id))
+            elif kind == "ping":
+                self._outbox.answer(request.ping)
             elif kind != "draft":
                 raise ProtocolError(f"a message of kind {kind!r} came after Open")
             elif (count := draft_count(request.draft, self._service.model.vocabulary)) > most:
@@ -156,6 +158,9 @@ class SessionHandler:
     async def _write(self, stream: Stream) -> None:
         while True:
             event = await self._outbox.take()
+            if isinstance(event, pb.Pong):
+                await self._send_within(pb.DecodeResponse(pong=event))
+                continue
             if isinstance(event, Failed):
                 raise event.error
             await self._send_within(self._message(event, stream))

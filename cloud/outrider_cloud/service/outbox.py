@@ -1,6 +1,7 @@
 """Between the engine's events and the messages of one stream.
 
-A reader that is slower than the engine gets fewer, larger commits: what waits is merged, never dropped.
+A reader that is slower than the engine gets fewer, larger commits: what waits is merged, never dropped. Of several
+pings that wait, the last is answered.
 """
 
 from __future__ import annotations
@@ -31,17 +32,26 @@ class Outbox:
     def __init__(self) -> None:
         self._events: list[Event] = []
         self._filled = asyncio.Event()
+        self._pong: pb.Pong | None = None
 
     def put(self, event: Event) -> None:
         """Add an event."""
         self._events.append(event)
         self._filled.set()
 
-    async def take(self) -> Event:
+    def answer(self, ping: pb.Ping) -> None:
+        """Answer a ping before all events: it says that this side lives, not how busy it is."""
+        self._pong = pb.Pong(number=ping.number)
+        self._filled.set()
+
+    async def take(self) -> Event | pb.Pong:
         """The next event; waiting commits come as one. An error overtakes nothing."""
-        while not self._events:
+        while not self._events and self._pong is None:
             self._filled.clear()
             await self._filled.wait()
+        if self._pong is not None:
+            pong, self._pong = self._pong, None
+            return pong
         head = self._events[0]
         if not isinstance(head, Committed):
             return self._events.pop(0)

@@ -80,6 +80,28 @@ class ClientTls:
             raise ConfigError(f"TLS file {error.filename} cannot be read: {error.strerror}") from error
 
 
+class _Channel:
+    """One HTTP/2 connection, and how many streams use it. Belongs to the event loop that runs when it is made."""
+
+    def __init__(self, target: str, credentials: grpc.ChannelCredentials | None) -> None:
+        if credentials is None:
+            self.channel: Any = grpc.aio.insecure_channel(target, options=_OPTIONS)
+        else:
+            self.channel = grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
+        self.decode = self.channel.stream_stream(
+            f"/{wire.SERVICE}/Decode",
+            request_serializer=pb.DecodeRequest.SerializeToString,
+            response_deserializer=pb.DecodeResponse.FromString,
+        )
+        self.describe = self.channel.unary_unary(
+            f"/{wire.SERVICE}/Describe",
+            request_serializer=pb.DescribeRequest.SerializeToString,
+            response_deserializer=pb.DescribeResponse.FromString,
+        )
+        self.links = 0
+        self.opened = 0
+
+
 class GrpcConnector:
     """A channel to one cloud; use as an async context manager.
 
@@ -102,42 +124,59 @@ class GrpcConnector:
         self._credentials = None if tls is None else tls.credentials()
         self._timeout_s = connect_timeout_s
         self._deadline_s = deadline_s
-        self._channel: Any = None
+        self._channel: _Channel | None = None
+        # Connections that a stream broke on, and which others still use.
+        self._left: list[_Channel] = []
 
     async def __aenter__(self) -> Self:
-        # Here and not before: a channel belongs to the event loop that runs when it is made.
-        if self._credentials is None:
-            self._channel = grpc.aio.insecure_channel(self._target, options=_OPTIONS)
-        else:
-            self._channel = grpc.aio.secure_channel(self._target, self._credentials, options=_OPTIONS)
-        self._decode = self._channel.stream_stream(
-            f"/{wire.SERVICE}/Decode",
-            request_serializer=pb.DecodeRequest.SerializeToString,
-            response_deserializer=pb.DecodeResponse.FromString,
-        )
-        self._describe = self._channel.unary_unary(
-            f"/{wire.SERVICE}/Describe",
-            request_serializer=pb.DescribeRequest.SerializeToString,
-            response_deserializer=pb.DescribeResponse.FromString,
-        )
+        self._channel = _Channel(self._target, self._credentials)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._channel.close()
+        channels, self._channel, self._left = [*self._left, self._open], None, []
+        for channel in channels:
+            await channel.channel.close()
+
+    @property
+    def _open(self) -> _Channel:
+        assert self._channel is not None, "a connector is entered before it is used"
+        return self._channel
+
+    def note(self, peer: str, *, alive: bool) -> None:
+        """After a stream that broke, the next one gets a connection of its own; see `Connector`.
+
+        A connection that is half open looks ready for minutes. Whoever else still uses the old one keeps it.
+        """
+        if alive or peer != self._target or self._channel is None or not self._channel.opened:
+            return
+        self._left.append(self._channel)
+        self._channel = _Channel(self._target, self._credentials)
 
     async def connect(self) -> GrpcLink:
         """A fresh stream; see `Connector`."""
+        channel = self._open
+        await self._close_unused()
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._channel.channel_ready()
+                await channel.channel.channel_ready()
         except TimeoutError:
             raise UnavailableError(
                 f"{self._target} was not reachable within {self._timeout_s:g} s",
                 hint="is the cloud running, do address and TLS flags fit?",
             ) from None
-        return GrpcLink(self._decode(timeout=self._deadline_s))
+        return GrpcLink(self._target, channel, self._deadline_s)
+
+    async def _close_unused(self) -> None:
+        unused = [channel for channel in self._left if channel.links == 0]
+        self._left = [channel for channel in self._left if channel.links]
+        for channel in unused:
+            await channel.channel.close()
+
+    async def probe(self) -> pb.DescribeResponse:
+        """Ask whether the cloud is there; see `Probed`."""
+        return await self.describe()
 
     async def describe(self) -> pb.DescribeResponse:
         """What the service holds and allows.
@@ -146,7 +185,7 @@ class GrpcConnector:
             UnavailableError: if the cloud cannot be reached.
         """
         try:
-            response: pb.DescribeResponse = await self._describe(pb.DescribeRequest(), timeout=self._timeout_s)
+            response: pb.DescribeResponse = await self._open.describe(pb.DescribeRequest(), timeout=self._timeout_s)
         except grpc.aio.AioRpcError as error:
             raise _typed(error.code(), error.details()) from None
         return response
@@ -155,8 +194,12 @@ class GrpcConnector:
 class GrpcLink:
     """One `Decode` stream."""
 
-    def __init__(self, call: Any) -> None:
-        self._call = call
+    def __init__(self, peer: str, channel: _Channel, deadline_s: float | None) -> None:
+        self.peer = peer
+        self._channel = channel
+        self._call = channel.decode(timeout=deadline_s)
+        channel.links += 1
+        channel.opened += 1
 
     async def send(self, message: pb.DecodeRequest) -> None:
         """Send one message; see `Link`."""
@@ -189,8 +232,9 @@ class GrpcLink:
             raise await self._reason() from None
 
     async def close(self) -> None:
-        """Let go of the stream; see `Link`."""
+        """Let go of the stream; see `Link`. Called once."""
         self._call.cancel()
+        self._channel.links -= 1
 
     async def _reason(self) -> OutriderError:
         return _typed(await self._call.code(), await self._call.details())

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 class Link(Protocol):
     """One stream to the cloud. All methods raise `OutriderError` kinds; a broken stream is an `UnavailableError`."""
 
+    @property
+    def peer(self) -> str:
+        """Address at the other end."""
+
     async def send(self, message: pb.DecodeRequest) -> None:
         """Send one message; returns when the transport took it."""
 
@@ -32,4 +36,18 @@ class Connector(Protocol):
 
         Raises:
             UnavailableError: if the cloud cannot be reached.
+        """
+
+    def note(self, peer: str, *, alive: bool) -> None:
+        """A session heard of that peer, or its stream broke there."""
+
+
+class Probed(Connector, Protocol):
+    """A connector that can ask whether its cloud is there."""
+
+    async def probe(self) -> object:
+        """Ask the cloud for any answer.
+
+        Raises:
+            OutriderError: if none came.
         """

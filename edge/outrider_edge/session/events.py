@@ -64,11 +64,51 @@ class Token:
     logprob: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Tokens:
-    """The log grew by these; nothing is ever taken back."""
+    """The log grew by these; nothing is ever taken back.
+
+    All `Tokens`, `Verified` among them, put together are the answer. A caller that knows of nothing else shows
+    committed text only, offline or not.
+    """
 
     tokens: tuple[Token, ...]
+
+
+@dataclass(frozen=True)
+class Verified(Tokens):
+    """The log grew by these, and they were shown before: they are the oldest tokens of `Unverified`, now committed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unverified:
+    """The device goes on alone (`offline = draft`): its draft model's tokens, behind the log and earlier ones of these.
+
+    Each is later committed as it is (`Verified`) or taken back (`Retracted`), or the answer ends with reason
+    `unverified` and they stay what they are.
+    """
+
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Retracted:
+    """The target chose otherwise: the last `count` unverified tokens, which are all that are left, never were."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Offline:
+    """Nothing was heard of the cloud for `silent_s`; from here on `OfflinePolicy.mode` decides."""
+
+    reason: str
+    silent_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Online:
+    """The cloud is back after `Offline`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +162,9 @@ class Totals:
         draft_s: Seconds spent in the drafter.
         draft_steps: Calls of the drafter.
         connects: Streams opened.
+        unverified: Tokens drafted alone that are neither committed nor taken back; not 0 only with reason `unverified`.
+        prompt_bytes: The part of the uplink that is `Open` messages.
+        prompt_reused: Prompt tokens that the cloud still had from an earlier answer.
     """
 
     drafted: int = 0
@@ -136,6 +179,9 @@ class Totals:
     draft_s: float = 0.0
     draft_steps: int = 0
     connects: int = 0
+    unverified: int = 0
+    prompt_bytes: int = 0
+    prompt_reused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +200,8 @@ class Finished:
     """The answer is complete.
 
     Attributes:
-        reason: eos, stop, length, context or cancelled.
+        reason: eos, stop, length, context or cancelled; unverified if the device ended the answer alone and the cloud
+            did not come back in time.
         totals: What it cost.
     """
 
@@ -162,4 +209,4 @@ class Finished:
     totals: Totals
 
 
-SessionEvent = Started | Drafted | Tokens | Reconnecting | Finished
+SessionEvent = Started | Drafted | Tokens | Unverified | Retracted | Offline | Online | Reconnecting | Finished

@@ -1,116 +1,116 @@
-"""One stream's life: open, then draft, send and receive until the session is finished or the stream breaks.
+"""One answer's conductor: draft, send, take over what was committed, and go on whatever happens to the line.
 
-Two tasks share the state, both in one event loop: the conductor drafts and sends, the receiver only collects. A commit
-is handled before the next draft step starts; a draft step never waits for the network.
+It shares an event loop with the line's tasks, which only move messages. A commit is handled before the next draft step
+starts; a draft step never waits for the network.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from outrider_edge.session.events import Drafted, DraftedNode, Pace, SessionEvent, Tokens
+from outrider_edge.session.events import (
+    Drafted,
+    DraftedNode,
+    Finished,
+    Offline,
+    Online,
+    Pace,
+    Reconnecting,
+    SessionEvent,
+)
+from outrider_edge.session.line import Broken, Connected, Line
+from outrider_edge.session.offline import Alone, OfflineMode, OfflinePolicy
 from outrider_edge.session.plan import Action, plan
-from outrider_shared.errors import MismatchError, OutriderError, UnavailableError
+from outrider_shared.errors import InternalError, MismatchError, OutriderError, SessionExistsError, UnavailableError
+from outrider_shared.ids import new_session_id
 from outrider_shared.packing import pack_tokens
 from outrider_shared.wire import FRAME_BYTES, PROTOCOL_VERSION, draft_to_wire, error_from_wire, sampling_to_wire
 from outrider_wire.v1 import verifier_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from concurrent.futures import Executor
+    from collections.abc import AsyncGenerator, Iterable
 
     from outrider_edge.draft.drafter import Drafter
-    from outrider_edge.link.link import Link
+    from outrider_edge.draft.runner import DraftRunner
+    from outrider_edge.session.line import Item
     from outrider_edge.session.state import SessionState
-    from outrider_shared.ids import SessionId
     from outrider_shared.tree import Node
 
-# A pass shorter than this runs in the event loop: handing it to a thread would cost as much as it takes.
-INLINE_S = 0.002
-# How long an orderly end may take.
-_PART_S = 0.5
 _PACES = {Pace.AHEAD: pb.PACE_AHEAD, Pace.HOLD: pb.PACE_HOLD, Pace.AUTO: pb.PACE_AUTO}
 
 
-class StreamLoop:
-    """Drives one stream of a session.
+class SessionLoop:
+    """Drives one session to its end.
 
     Args:
-        state: The session, reset for a new stream.
-        session_id: Its id on this stream.
+        state: The session.
         tokenizer_sha256: Fingerprint of the device's tokenizer, hex.
-        link: The stream.
+        line: The way to the cloud, not started.
         drafter: None decodes plainly.
-        executor: Where slow draft passes run.
+        runner: Where draft passes run.
+        offline: What to do without the cloud.
+        alone: The tokens that are shown without it.
     """
 
     def __init__(
         self,
         state: SessionState,
-        session_id: SessionId,
         tokenizer_sha256: str,
-        link: Link,
+        line: Line,
         drafter: Drafter | None,
-        executor: Executor | None = None,
+        runner: DraftRunner,
+        offline: OfflinePolicy,
+        alone: Alone,
     ) -> None:
         self._state = state
-        self._session_id = session_id
+        self._session_id = new_session_id()
         self._tokenizer_sha256 = tokenizer_sha256
-        self._link = link
-        self._drafter = drafter
-        self._executor = executor
-        self._inbox: deque[pb.DecodeResponse | OutriderError | None] = deque()
-        self._arrived = asyncio.Event()
+        self._line = line
+        self._drafter, self._runner = drafter, runner
+        self._offline, self._alone = offline, alone
+        self._connected = self._away = False
+        self._unsent_since = self._progress_at = self._ended_at = 0.0
         self._trace: deque[Drafted] = deque()
-        self._outbox: asyncio.Queue[pb.DecodeRequest | None] = asyncio.Queue()
-        self._broken = False
-        self._unsent_since = 0.0
-        # Unknown at first, and the first pass reads the whole prompt.
-        self._pass_s = float("inf")
+        self._last_error: OutriderError | None = None
 
     async def run(self) -> AsyncGenerator[SessionEvent]:
-        """Yield events until the session is finished.
+        """Yield events, the last one being `Finished`.
 
         Raises:
-            OutriderError: what the cloud or the link said; a retryable one leaves the state ready for `reset`.
+            OutriderError: what the cloud refused, or `UnavailableError` when it stayed away too long.
         """
-        tasks = [asyncio.ensure_future(self._receive()), asyncio.ensure_future(self._transmit())]
-        self._send(pb.DecodeRequest(open=self._open()))
+        line, state = self._line, self._state
+        line.start()
+        self._progress_at = line.heard_at
         try:
             while True:
-                while self._inbox:
-                    event = self._handle(self._inbox.popleft())
-                    if event is not None:
+                while line.inbox:
+                    at, item = line.inbox.popleft()
+                    for event in self._handle(item, at):
                         yield event
+                if line.failure is not None:
+                    raise InternalError(f"the line to the cloud failed: {line.failure!r}") from line.failure
+                for event in self._check_away():
+                    yield event
                 while self._trace:
                     yield self._trace.popleft()
-                action = plan(self._state, drafting=self._drafter is not None, unsent_s=self._unsent_s())
+                drafting = self._drafter is not None and not self._alone and not self._away
+                action = plan(state, connected=self._connected, drafting=drafting, unsent_s=self._unsent_s())
                 if action is Action.DONE:
+                    yield self._finished()
                     return
-                await self._act(action)
-        except OutriderError:
-            self._broken = True
-            raise
+                if self._away and not self._alone.ended and self._offline.mode is OfflineMode.DRAFT:
+                    for event in await self._draft_alone():
+                        yield event
+                else:
+                    await self._act(action)
         finally:
-            receiver, _ = tasks
-            if not self._broken:
-                await self._part(receiver)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            # A caller that lost interest before the end has the session cancelled.
+            await line.stop(pb.DecodeRequest(cancel=pb.Cancel()) if state.finish is None else None)
 
-    async def _part(self, receiver: asyncio.Future[None]) -> None:
-        """End the stream in order: the cloud would keep the session of a cut one for its return.
-
-        A caller that lost interest before the end has the session cancelled.
-        """
-        if self._state.finish is None:
-            self._send(pb.DecodeRequest(cancel=pb.Cancel()))
-        self._outbox.put_nowait(None)
-        await asyncio.wait([receiver], timeout=_PART_S)
+    # ---- acting -------------------------------------------------------------------------------------------------
 
     async def _act(self, action: Action) -> None:
         if action is Action.SEND:
@@ -118,27 +118,30 @@ class StreamLoop:
         elif action is Action.DRAFT:
             await self._draft()
         else:
-            self._arrived.clear()
-            if not self._inbox:
-                await self._arrived.wait()
+            await self._line.wait(self._next_check_s())
 
     async def _draft(self) -> None:
         state, drafter = self._state, self._drafter
         assert drafter is not None
         if len(state.tree) == state.sent:
-            self._unsent_since = time.monotonic()
-        tokens, params, width = state.path(), state.request.params, state.policy.width
-        started = time.perf_counter()
-        if self._executor is None or self._pass_s < INLINE_S:
-            guess = drafter.propose(tokens, params, width)
-        else:
-            loop = asyncio.get_running_loop()
-            guess = await loop.run_in_executor(self._executor, drafter.propose, tokens, params, width)
-        self._pass_s = time.perf_counter() - started
-        state.totals.draft_s += self._pass_s
+            self._unsent_since = self._now()
+        guess, taken_s = await self._runner.propose(drafter, state.path(), state.request.params, state.policy.width)
+        state.totals.draft_s += taken_s
         state.totals.draft_steps += 1
         state.grow(guess)
         await asyncio.sleep(0)
+
+    async def _draft_alone(self) -> list[SessionEvent]:
+        state, drafter, alone = self._state, self._drafter, self._alone
+        assert drafter is not None
+        guess, taken_s = await self._runner.propose(drafter, state.log + alone.tokens, state.request.params, 1)
+        state.totals.draft_s += taken_s
+        state.totals.draft_steps += 1
+        await asyncio.sleep(0)
+        if guess is None or not guess.tokens:
+            alone.ended = True
+            return []
+        return alone.extend([(guess.tokens[0], guess)], len(state.committed))
 
     def _send_drafts(self) -> None:
         state = self._state
@@ -147,59 +150,124 @@ class StreamLoop:
         draft = draft_to_wire(nodes, state.sent - 1, state.vocabulary, more=more) if nodes else pb.Draft(more=more)
         state.mark_sent(nodes)
         state.flushed = not more
-        self._unsent_since = time.monotonic()
+        self._unsent_since = self._now()
         if state.request.trace and nodes:
             self._trace.append(Drafted(tuple(_traced(node) for node in nodes)))
         message = pb.DecodeRequest(draft=draft)
         state.totals.draft_messages += 1
         state.totals.draft_bytes += message.ByteSize() + FRAME_BYTES
-        self._send(message)
+        self._line.send(message)
 
-    def _unsent_s(self) -> float:
-        return time.monotonic() - self._unsent_since
+    # ---- what happens on the line -------------------------------------------------------------------------------
 
-    def _handle(self, message: pb.DecodeResponse | OutriderError | None) -> SessionEvent | None:
-        if message is None:
-            raise UnavailableError("the cloud ended the stream before the answer was complete")
-        if isinstance(message, OutriderError):
-            raise message
-        self._state.totals.downlink_bytes += message.ByteSize() + FRAME_BYTES
-        kind = message.WhichOneof("body")
+    def _handle(self, item: Item, at: float) -> Iterable[SessionEvent]:
+        if isinstance(item, Connected):
+            self._connected = True
+            self._state.totals.connects += 1
+            self._send_open()
+            return []
+        if isinstance(item, Broken):
+            return self._broken(item)
+        kind = item.WhichOneof("body")
         if kind == "error":
-            raise error_from_wire(message.error)
+            # The line hears that the stream ended, but not why.
+            return self._broken(Broken(error_from_wire(item.error), 0.0), told=True)
         if kind == "opened":
-            self._state.open(message.opened)
-        elif kind == "commit":
-            tokens = self._state.commit(message.commit)
-            return Tokens(tuple(tokens)) if tokens else None
-        else:
-            raise MismatchError(f"the cloud sent a message of kind {kind!r}", hint="update outrider on this device")
+            self._state.open(item.opened)
+            self._state.hang(self._alone.tokens, self._alone.guesses)
+            return []
+        if kind == "commit":
+            return self._commit(item.commit, at)
+        raise MismatchError(f"the cloud sent a message of kind {kind!r}", hint="update outrider on this device")
+
+    def _commit(self, message: pb.Commit, at: float) -> list[SessionEvent]:
+        state = self._state
+        tokens = state.commit(message)
+        if tokens:
+            self._progress_at = at
+        events = self._alone.settle(tokens, finished=state.finish is not None)
+        state.hang(self._alone.tokens, self._alone.guesses)
+        return events
+
+    def _broken(self, item: Broken, *, told: bool = False) -> list[SessionEvent]:
+        error, state = item.error, self._state
+        if isinstance(error, SessionExistsError):
+            # Our lease was lost with the first answer, or the old stream still lives: start under a fresh name.
+            self._session_id, state.lease = new_session_id(), b""
+        elif not error.retryable:
+            raise error
+        self._last_error = error
+        if told:
+            return []
+        self._connected = False
+        state.reset()
+        stuck_s = self._now() - self._progress_at
+        if self._offline.mode is OfflineMode.ERROR and stuck_s > self._offline.after_s:
+            raise error
+        return [Reconnecting(str(error), item.wait_s)]
+
+    def _send_open(self) -> None:
+        message = pb.DecodeRequest(open=self._open())
+        self._state.totals.prompt_bytes += message.ByteSize() + FRAME_BYTES
+        self._line.send(message)
+
+    # ---- without the cloud --------------------------------------------------------------------------------------
+
+    def _check_away(self) -> list[SessionEvent]:
+        """Notice that the cloud has been silent for too long, or is back."""
+        silent_s, policy = self._now() - self._line.heard_at, self._offline
+        if silent_s < policy.after_s:
+            if not self._away:
+                return []
+            self._away = False
+            self._state.hang(self._alone.tokens, self._alone.guesses)
+            return [Online()]
+        if self._away:
+            self._settle_alone()
+            return []
+        reason = f"nothing was heard of the cloud for {silent_s:.1f} s"
+        if self._last_error is not None:
+            reason += f"; last: {self._last_error.message}"
+        if policy.mode is OfflineMode.ERROR or (policy.mode is OfflineMode.DRAFT and self._drafter is None):
+            raise UnavailableError(reason, hint="is the cloud running, do address and TLS flags fit?")
+        self._away = True
+        events: list[SessionEvent] = [Offline(reason, silent_s)]
+        if policy.mode is OfflineMode.DRAFT:
+            self._alone.begin(len(self._state.committed))
+            if not self._alone:
+                events += self._alone.extend(self._state.drafted(), len(self._state.committed))
+        return events
+
+    def _settle_alone(self) -> None:
+        """A complete but unverified answer does not wait for ever."""
+        if self._offline.mode is not OfflineMode.DRAFT or not self._alone.ended:
+            self._ended_at = 0.0
+            return
+        self._ended_at = self._ended_at or self._now()
+        if self._now() >= self._ended_at + self._offline.settle_s:
+            self._state.finish = "unverified"
+
+    def _next_check_s(self) -> float | None:
+        """Seconds until the clock alone may change something; None if it cannot."""
+        if not self._away:
+            return max(0.0, self._line.heard_at + self._offline.after_s - self._now())
+        if self._offline.mode is OfflineMode.DRAFT and self._alone.ended:
+            return max(0.0, (self._ended_at or self._now()) + self._offline.settle_s - self._now())
         return None
 
-    def _send(self, message: pb.DecodeRequest) -> None:
-        self._state.totals.uplink_bytes += message.ByteSize() + FRAME_BYTES
-        self._outbox.put_nowait(message)
+    # ---- small things -------------------------------------------------------------------------------------------
 
-    async def _transmit(self) -> None:
-        try:
-            while (message := await self._outbox.get()) is not None:
-                await self._link.send(message)
-            await self._link.half_close()
-        except OutriderError:
-            # The receiver learns the reason of a broken stream, and what the cloud said before it broke.
-            return
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
 
-    async def _receive(self) -> None:
-        message: pb.DecodeResponse | OutriderError | None
-        while True:
-            try:
-                message = await self._link.receive()
-            except OutriderError as error:
-                message = error
-            self._inbox.append(message)
-            self._arrived.set()
-            if message is None or isinstance(message, OutriderError):
-                return
+    def _unsent_s(self) -> float:
+        return self._now() - self._unsent_since
+
+    def _finished(self) -> Finished:
+        state = self._state
+        state.totals.unverified = len(self._alone.tokens)
+        assert state.finish is not None, "only a finished session is finished"
+        return Finished(state.finish, state.totals)
 
     def _open(self) -> pb.Open:
         state, request = self._state, self._state.request

@@ -2,10 +2,11 @@
 
 Order:
     1. a finished session does nothing more;
-    2. nodes are sent when their burst is done, a message is full, or they waited long enough for company;
+    2. nodes are sent, where there is a stream, when their burst is done, a message is full, or they waited long enough
+       for company;
     3. a burst that ended without a node to carry the news is ended by an empty message, lest the cloud wait;
     4. otherwise draft, up to the bounds: never wait for the network while there is something worth drafting;
-    5. otherwise wait for the cloud.
+    5. otherwise send what is left, or wait for the cloud.
 """
 
 from __future__ import annotations
@@ -28,24 +29,27 @@ class Action(enum.Enum):
     WAIT = "wait"
 
 
-def plan(state: SessionState, *, drafting: bool, unsent_s: float) -> Action:
+def plan(state: SessionState, *, drafting: bool, unsent_s: float, connected: bool = True) -> Action:
     """The next action.
 
     Args:
         state: What the session knows.
-        drafting: Whether there is a drafter.
+        drafting: Whether a drafter is at hand.
         unsent_s: How long the oldest unsent node has waited.
+        connected: Whether there is a stream.
     """
     if state.finish is not None:
         return Action.DONE
-    if not drafting:
-        return Action.WAIT
-    unsent = len(state.tree) - state.sent
+    unsent = len(state.tree) - state.sent if connected else 0
     if unsent and (state.burst_done or unsent >= state.max_per_message or unsent_s >= state.policy.coalesce_s):
         return Action.SEND
-    if not unsent and state.burst_done and not state.flushed and state.request.pace is not Pace.AHEAD:
+    if not drafting:
+        return Action.SEND if unsent else Action.WAIT
+    if connected and not unsent and state.burst_done and not state.flushed and state.request.pace is not Pace.AHEAD:
         return Action.SEND
-    return Action.DRAFT if _worth_drafting(state) else Action.WAIT
+    if _worth_drafting(state):
+        return Action.DRAFT
+    return Action.SEND if unsent else Action.WAIT
 
 
 def _worth_drafting(state: SessionState) -> bool:

@@ -21,6 +21,8 @@ from outrider_shared.wire import NODES_BEFORE_OPENED
 from outrider_wire.v1 import verifier_pb2 as pb
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from outrider_edge.session.events import GenerateRequest
     from outrider_edge.session.policy import DraftPolicy
     from outrider_shared.sampling.rule import Guess
@@ -113,6 +115,30 @@ class SessionState:
         self.flushed = False
         full = self._depth >= self.policy.depth
         self.burst_done = full or self._survival < self.policy.stop_survival or self.at_end
+
+    def drafted(self) -> list[tuple[int, Guess | None]]:
+        """The pending tokens down to the tip, with the guesses that they are from."""
+        found: list[tuple[int, Guess | None]] = []
+        node = self.tip
+        while node is not None and node.position >= len(self.log):
+            found.append((node.token, node.guess))
+            node = node.parent
+        return found[::-1]
+
+    def hang(self, tokens: Sequence[int], guesses: Sequence[Guess | None]) -> None:
+        """Hang a chain below the frontier, as far as the cloud takes nodes; what hangs there already stays."""
+        node, children = None, self.tree.children
+        for token, guess in zip(tokens, guesses, strict=True):
+            child = children.get(token)
+            if child is None:
+                if self.tree.pending >= self.max_nodes:
+                    break
+                child = self.tree.append(token, node, len(self.log))
+                child.guess = guess
+            node, children = child, child.children
+        if node is not None:
+            self._starts = []
+            self.tip, self._survival, self._depth, self.burst_done, self.flushed = node, 1.0, 0, True, False
 
     @property
     def at_end(self) -> bool:

@@ -93,6 +93,30 @@ FINISH_REASON_CANCELLED: FinishReason.ValueType  # 5
 """the edge cancelled"""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
+class _TokenCoding:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TokenCodingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TokenCoding.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TOKEN_CODING_PACKED: _TokenCoding.ValueType  # 0
+    """packed, see above"""
+    TOKEN_CODING_ZSTD: _TokenCoding.ValueType  # 1
+    """32-bit little-endian ids, bytes of equal weight together, compressed with zstandard"""
+    TOKEN_CODING_ZSTD_DICT: _TokenCoding.ValueType  # 2
+    """the same, with the dictionary that belongs to the tokenizer"""
+
+class TokenCoding(_TokenCoding, metaclass=_TokenCodingEnumTypeWrapper):
+    """How a run of token ids becomes bytes. The sender takes the smallest."""
+
+TOKEN_CODING_PACKED: TokenCoding.ValueType  # 0
+"""packed, see above"""
+TOKEN_CODING_ZSTD: TokenCoding.ValueType  # 1
+"""32-bit little-endian ids, bytes of equal weight together, compressed with zstandard"""
+TOKEN_CODING_ZSTD_DICT: TokenCoding.ValueType  # 2
+"""the same, with the dictionary that belongs to the tokenizer"""
+Global___TokenCoding: _TypeAlias = TokenCoding  # noqa: Y015
+
 @_typing.final
 class DecodeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -100,24 +124,32 @@ class DecodeRequest(_message.Message):
     OPEN_FIELD_NUMBER: _builtins.int
     DRAFT_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
+    PING_FIELD_NUMBER: _builtins.int
+    PADDING_FIELD_NUMBER: _builtins.int
+    padding: _builtins.bytes
+    """Fill, zero bytes, see Padding. A message of fill alone is cover traffic and means nothing."""
     @_builtins.property
     def open(self) -> Global___Open: ...
     @_builtins.property
     def draft(self) -> Global___Draft: ...
     @_builtins.property
     def cancel(self) -> Global___Cancel: ...
+    @_builtins.property
+    def ping(self) -> Global___Ping: ...
     def __init__(
         self,
         *,
         open: Global___Open | None = ...,
         draft: Global___Draft | None = ...,
         cancel: Global___Cancel | None = ...,
+        ping: Global___Ping | None = ...,
+        padding: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cancel", b"cancel", "draft", b"draft", "open", b"open"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cancel", b"cancel", "draft", b"draft", "open", b"open", "ping", b"ping"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cancel", b"cancel", "draft", b"draft", "open", b"open"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cancel", b"cancel", "draft", b"draft", "open", b"open", "padding", b"padding", "ping", b"ping"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["open", "draft", "cancel"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["open", "draft", "cancel", "ping"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -130,28 +162,68 @@ class DecodeResponse(_message.Message):
     OPENED_FIELD_NUMBER: _builtins.int
     COMMIT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    PONG_FIELD_NUMBER: _builtins.int
+    NEED_PROMPT_FIELD_NUMBER: _builtins.int
+    PADDING_FIELD_NUMBER: _builtins.int
+    padding: _builtins.bytes
+    """As in DecodeRequest."""
     @_builtins.property
     def opened(self) -> Global___Opened: ...
     @_builtins.property
     def commit(self) -> Global___Commit: ...
     @_builtins.property
     def error(self) -> Global___Error: ...
+    @_builtins.property
+    def pong(self) -> Global___Pong: ...
+    @_builtins.property
+    def need_prompt(self) -> Global___NeedPrompt: ...
     def __init__(
         self,
         *,
         opened: Global___Opened | None = ...,
         commit: Global___Commit | None = ...,
         error: Global___Error | None = ...,
+        pong: Global___Pong | None = ...,
+        need_prompt: Global___NeedPrompt | None = ...,
+        padding: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "commit", b"commit", "error", b"error", "opened", b"opened"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "commit", b"commit", "error", b"error", "need_prompt", b"need_prompt", "opened", b"opened", "pong", b"pong"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "commit", b"commit", "error", b"error", "opened", b"opened"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "commit", b"commit", "error", b"error", "need_prompt", b"need_prompt", "opened", b"opened", "padding", b"padding", "pong", b"pong"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["opened", "commit", "error"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["opened", "commit", "error", "pong", "need_prompt"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___DecodeResponse: _TypeAlias = DecodeResponse  # noqa: Y015
+
+@_typing.final
+class Padding(_message.Message):
+    """Every message is filled up to a multiple of `size_bytes`, and one message leaves every `cadence_ms`, with fill alone
+    where there is nothing to say.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    CADENCE_MS_FIELD_NUMBER: _builtins.int
+    size_bytes: _builtins.int
+    """32 to 4096"""
+    cadence_ms: _builtins.int
+    """5 to 1000"""
+    def __init__(
+        self,
+        *,
+        size_bytes: _builtins.int = ...,
+        cadence_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cadence_ms", b"cadence_ms", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Padding: _TypeAlias = Padding  # noqa: Y015
 
 @_typing.final
 class Open(_message.Message):
@@ -173,6 +245,11 @@ class Open(_message.Message):
     COMMITTED_LENGTH_FIELD_NUMBER: _builtins.int
     LEASE_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    PREFIX_LENGTH_FIELD_NUMBER: _builtins.int
+    PREFIX_DIGEST_FIELD_NUMBER: _builtins.int
+    TOKEN_CODING_FIELD_NUMBER: _builtins.int
+    PADDING_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """8 to 64 characters of A-Z a-z 0-9 _ -; random, so that no other device can name it."""
     protocol_version: _builtins.int
@@ -199,11 +276,25 @@ class Open(_message.Message):
     """
     logprobs: _builtins.bool
     """Report the log-probability of every committed token."""
+    prefix: _builtins.bytes
+    """The prompt begins with the first `prefix_length` tokens of an earlier log of this device: `prefix` is that log's
+    Opened.log_key, `prefix_digest` proves that both sides mean the same tokens (see outrider_shared.prefix). `prompt`
+    then holds only what follows them, and `prompt_length` counts only that. If the cloud does not have them any more, it
+    answers NeedPrompt, and a second Open with the whole prompt follows on the same stream.
+    """
+    prefix_length: _builtins.int
+    prefix_digest: _builtins.bytes
+    token_coding: Global___TokenCoding.ValueType
+    """How `prompt` and `committed` are written."""
     @_builtins.property
     def sampling(self) -> Global___Sampling: ...
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Token ids that end the answer, besides the model's own end tokens."""
+
+    @_builtins.property
+    def padding(self) -> Global___Padding:
+        """Hide sizes and times of messages in both directions from who watches the network."""
 
     def __init__(
         self,
@@ -224,10 +315,15 @@ class Open(_message.Message):
         committed_length: _builtins.int = ...,
         lease: _builtins.bytes = ...,
         logprobs: _builtins.bool = ...,
+        prefix: _builtins.bytes = ...,
+        prefix_length: _builtins.int = ...,
+        prefix_digest: _builtins.bytes = ...,
+        token_coding: Global___TokenCoding.ValueType = ...,
+        padding: Global___Padding | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["padding", b"padding", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "committed_length", b"committed_length", "ignore_eos", b"ignore_eos", "lease", b"lease", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "model", b"model", "pace", b"pace", "prompt", b"prompt", "prompt_length", b"prompt_length", "protocol_version", b"protocol_version", "sampling", b"sampling", "session_id", b"session_id", "stop_token_ids", b"stop_token_ids", "tokenizer_sha256", b"tokenizer_sha256", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "committed_length", b"committed_length", "ignore_eos", b"ignore_eos", "lease", b"lease", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "model", b"model", "pace", b"pace", "padding", b"padding", "prefix", b"prefix", "prefix_digest", b"prefix_digest", "prefix_length", b"prefix_length", "prompt", b"prompt", "prompt_length", b"prompt_length", "protocol_version", b"protocol_version", "sampling", b"sampling", "session_id", b"session_id", "stop_token_ids", b"stop_token_ids", "token_coding", b"token_coding", "tokenizer_sha256", b"tokenizer_sha256", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -334,6 +430,63 @@ class Cancel(_message.Message):
 Global___Cancel: _TypeAlias = Cancel  # noqa: Y015
 
 @_typing.final
+class Ping(_message.Message):
+    """Asks for a Pong with the same number, at once and whatever the engine does: is the other side there, how far is it?"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ping: _TypeAlias = Ping  # noqa: Y015
+
+@_typing.final
+class Pong(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pong: _TypeAlias = Pong  # noqa: Y015
+
+@_typing.final
+class NeedPrompt(_message.Message):
+    """The log that Open.prefix names is not here (any more): send Open again, with the whole prompt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NeedPrompt: _TypeAlias = NeedPrompt  # noqa: Y015
+
+@_typing.final
 class Opened(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -343,6 +496,7 @@ class Opened(_message.Message):
     MAX_NODES_FIELD_NUMBER: _builtins.int
     MAX_NODES_PER_MESSAGE_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    LOG_KEY_FIELD_NUMBER: _builtins.int
     lease: _builtins.bytes
     """Proof of ownership for a resume; 16 random bytes."""
     length: _builtins.int
@@ -355,6 +509,8 @@ class Opened(_message.Message):
     max_nodes_per_message: _builtins.int
     cached_tokens: _builtins.int
     """Prompt tokens whose KV the cloud already held."""
+    log_key: _builtins.bytes
+    """Names this session's log in a later Open.prefix of the same device; 16 random bytes, empty if logs are not kept."""
     def __init__(
         self,
         *,
@@ -364,10 +520,11 @@ class Opened(_message.Message):
         max_nodes: _builtins.int = ...,
         max_nodes_per_message: _builtins.int = ...,
         cached_tokens: _builtins.int = ...,
+        log_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "context_length", b"context_length", "lease", b"lease", "length", b"length", "max_nodes", b"max_nodes", "max_nodes_per_message", b"max_nodes_per_message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "context_length", b"context_length", "lease", b"lease", "length", b"length", "log_key", b"log_key", "max_nodes", b"max_nodes", "max_nodes_per_message", b"max_nodes_per_message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

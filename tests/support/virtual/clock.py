@@ -49,18 +49,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             return self.call_later(self.ahead_s, callback, *args, context=context)
         return self.call_soon(callback, *args, context=context)
 
-    def run_in_executor(self, executor, func, *args):
-        """Compute now, tell later: the executor says how long that takes."""
-        future, result = self.create_future(), func(*args)
-        self.call_later(executor.seconds(result), lambda: future.cancelled() or future.set_result(result))
-        return future
-
     def _write_to_self(self) -> None:
         """Nothing sleeps, so nothing has to be woken."""
 
 
 class Passes:
-    """Stands for the thread in which a device drafts.
+    """Stands for the thread in which a device drafts (`DraftRunner`): computes now, tells later.
 
     Args:
         pass_s: Time of one pass of the draft model; prompt lookup costs nothing.
@@ -69,21 +63,23 @@ class Passes:
     def __init__(self, pass_s: float) -> None:
         self.pass_s = pass_s
 
-    def seconds(self, guess) -> float:
-        return self.pass_s if guess is None or guess.source == "model" else 0.0
+    async def propose(self, drafter, tokens, params, width):
+        guess = drafter.propose(tokens, params, width)
+        taken_s = self.pass_s if guess is None or guess.source == "model" else 0.0
+        await asyncio.sleep(taken_s)
+        return guess, taken_s
+
+    def close(self) -> None:
+        """Nothing to let go of."""
 
 
 @contextlib.contextmanager
 def virtual_time():
     """Run a block with a virtual loop; product modules that ask `time` are told its time."""
-    from outrider_edge.session import loop as session_loop
-
     loop = VirtualLoop()
     shim = types.SimpleNamespace(monotonic=loop.clock, perf_counter=loop.clock, time=loop.clock)
     names = ("outrider_edge.", "outrider_cloud.engine", "outrider_cloud.service")
     patched = [m for n, m in sys.modules.items() if n.startswith(names) and getattr(m, "time", None) is time]
-    inline_s = session_loop.INLINE_S
-    session_loop.INLINE_S = 0.0  # every pass takes its time, none blocks the devices beside it
     for module in patched:
         module.time = shim
     try:
@@ -92,6 +88,5 @@ def virtual_time():
     finally:
         for module in patched:
             module.time = time
-        session_loop.INLINE_S = inline_s
         asyncio.set_event_loop(None)
         loop.close()

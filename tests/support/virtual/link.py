@@ -50,6 +50,9 @@ class Network:
         self.up, self.down = _Direction(self, up=True), _Direction(self, up=False)
         self.links: list[VirtualLink] = []
 
+    def note(self, peer, *, alive) -> None:
+        """Nothing is remembered."""
+
     async def connect(self) -> VirtualLink:
         link = VirtualLink(self)
         self.links.append(link)
@@ -58,6 +61,8 @@ class Network:
 
 class VirtualLink:
     """One stream."""
+
+    peer = "virtual"
 
     def __init__(self, network: Network) -> None:
         self._network = network

@@ -163,5 +163,5 @@ def _client(scenario: Scenario, network: Network, runner: ScriptedRunner) -> Cli
 
     return Client(
         network, runner.loaded.vocabulary, runner.loaded.tokenizer_sha256, new_drafter if method.drafts else None,
-        policy=method.policy, calibration=calibration, executor=Passes(scenario.draft_s),
+        policy=method.policy, calibration=calibration, runner=Passes(scenario.draft_s),
     )  # fmt: skip

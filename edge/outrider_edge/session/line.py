@@ -1,0 +1,228 @@
+"""Keeps one stream to the cloud alive: connects, sends, collects, notices a dead peer, tries again.
+
+The conductor (`loop`) never waits for any of it: what happens on the line is put into an inbox.
+
+Rules:
+    * One stream at a time. Each begins with `Connected`, and ends with `Broken` if it was not ended here.
+    * Silence is no fault: after `probe_s` without a message the cloud is pinged, and it answers from its event loop,
+      whatever its engine does. Only `dead_s` without any message breaks the stream.
+    * Waits between tries are jittered and grow, until a commit comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from outrider_shared.errors import ConfigError, OutriderError, SessionExistsError, UnavailableError
+from outrider_shared.wire import FRAME_BYTES
+from outrider_wire.v1 import verifier_pb2 as pb
+
+if TYPE_CHECKING:
+    from outrider_edge.link.backoff import Backoff
+    from outrider_edge.link.link import Connector, Link
+    from outrider_edge.session.events import Totals
+
+# How long an orderly end may take.
+_PART_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Liveness:
+    """When a silent cloud is asked, and when it counts as dead.
+
+    Attributes:
+        probe_s: Silence before a ping, and between pings.
+        dead_s: Silence that breaks the stream. Well above what a retransmission over a bad radio takes.
+    """
+
+    probe_s: float = 1.0
+    dead_s: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.probe_s < self.dead_s:
+            raise ConfigError(f"liveness probe {self.probe_s} s, dead after {self.dead_s} s", hint="0 < probe < dead")
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """A stream is open: `Open` must be the next message sent."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The stream ended, or none could be opened; the next try comes after `wait_s`, if the error is one to retry."""
+
+    error: OutriderError
+    wait_s: float
+
+
+Item = Connected | Broken | pb.DecodeResponse
+
+
+class Line:
+    """The way to the cloud for one session.
+
+    Args:
+        connector: Opens streams.
+        backoff: How long to wait between tries.
+        liveness: When silence is death.
+        totals: Where bytes are counted, with framing.
+
+    Attributes:
+        inbox: What happened, oldest first, each with its time (loop clock, seconds).
+        heard_at: When the cloud was last heard of (any message but an error); the start at first.
+        ping_s: Round trip of the latest ping; None before the first.
+    """
+
+    def __init__(self, connector: Connector, backoff: Backoff, liveness: Liveness, totals: Totals) -> None:
+        self._connector, self._backoff, self._liveness = connector, backoff, liveness
+        self.inbox: deque[tuple[float, Item]] = deque()
+        self.heard_at = 0.0
+        self._totals = totals
+        self.ping_s: float | None = None
+        self._arrived = asyncio.Event()
+        self._outbox: asyncio.Queue[pb.DecodeRequest | None] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+        self._receiver: asyncio.Task[None] | None = None
+        self._progress = self._closing = False
+        self._pinged_at: dict[int, float] = {}
+        self._pings = 0
+
+    @property
+    def failure(self) -> BaseException | None:
+        """A fault of ours that ended the line; None while it lives."""
+        if self._task is None or not self._task.done() or self._task.cancelled():
+            return None
+        return self._task.exception()
+
+    def start(self) -> None:
+        """Begin to connect."""
+        self.heard_at = asyncio.get_running_loop().time()
+        self._task = asyncio.ensure_future(self._run())
+        self._task.add_done_callback(lambda _: self._arrived.set())
+
+    def send(self, message: pb.DecodeRequest) -> None:
+        """Queue a message for the stream at hand; without one it is lost, as on a wire."""
+        self._totals.uplink_bytes += message.ByteSize() + FRAME_BYTES
+        self._outbox.put_nowait(message)
+
+    async def wait(self, timeout_s: float | None = None) -> None:
+        """Until something is in the inbox, or `timeout_s` has passed."""
+        if self.inbox or self.failure is not None:
+            return
+        self._arrived.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._arrived.wait()
+        except TimeoutError:
+            return
+
+    async def stop(self, last: pb.DecodeRequest | None = None) -> None:
+        """End in order, after a last message: the cloud would keep the session of a cut stream for its return."""
+        self._closing = True
+        receiver = self._receiver
+        if receiver is not None and not receiver.done():
+            if last is not None:
+                self.send(last)
+            self._outbox.put_nowait(None)
+            await asyncio.wait([receiver], timeout=_PART_S)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            self._progress = False
+            try:
+                await self._stream(await self._connector.connect())
+            except OutriderError as error:
+                if self._closing:
+                    return
+                failures = 1 if self._progress else failures + 1
+                again = error.retryable or isinstance(error, SessionExistsError)
+                wait_s = self._backoff.wait_s(failures) if again else 0.0
+                self._put(Broken(error, wait_s))
+                if not again:
+                    return
+                await asyncio.sleep(wait_s)
+
+    async def _stream(self, link: Link) -> None:
+        """One stream, to its end."""
+        self._outbox = asyncio.Queue()
+        self._put(Connected(link.peer))
+        self._receiver = asyncio.ensure_future(self._receive(link))
+        tasks = [self._receiver, asyncio.ensure_future(self._transmit(link)), asyncio.ensure_future(self._watch(link))]
+        try:
+            await asyncio.wait([tasks[0], tasks[2]], return_when=asyncio.FIRST_COMPLETED)
+            for task in (tasks[0], tasks[2]):
+                if task.done():
+                    task.result()
+        except OutriderError as error:
+            if error.retryable and not self._closing:
+                self._connector.note(link.peer, alive=False)
+            raise
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await link.close()
+
+    async def _receive(self, link: Link) -> None:
+        clock = asyncio.get_running_loop().time
+        first = True
+        while (message := await link.receive()) is not None:
+            self._totals.downlink_bytes += message.ByteSize() + FRAME_BYTES
+            kind = message.WhichOneof("body")
+            if kind != "error":
+                self.heard_at = clock()
+                if first:
+                    self._connector.note(link.peer, alive=True)
+                    first = False
+            if kind == "pong":
+                sent = self._pinged_at.pop(message.pong.number, None)
+                self.ping_s = self.ping_s if sent is None else clock() - sent
+                self._arrived.set()
+            elif kind is not None or not message.padding:
+                self._progress = self._progress or kind == "commit"
+                self._put(message)
+        if not self._closing:
+            raise UnavailableError("the cloud ended the stream before the answer was complete")
+
+    async def _transmit(self, link: Link) -> None:
+        try:
+            while (message := await self._outbox.get()) is not None:
+                await link.send(message)
+            await link.half_close()
+        except OutriderError:
+            # The receiver learns the reason of a broken stream, and what the cloud said before it broke.
+            return
+
+    async def _watch(self, link: Link) -> None:
+        """Ask a silent cloud, and give up on a dead one."""
+        clock = asyncio.get_running_loop().time
+        opened_at, limits = clock(), self._liveness
+        while True:
+            heard_at = max(opened_at, self.heard_at)
+            silent_s = clock() - heard_at
+            if silent_s >= limits.dead_s:
+                raise UnavailableError(f"nothing was heard of {link.peer} for {silent_s:.1f} s")
+            if silent_s >= limits.probe_s:
+                self._ping(clock())
+            await asyncio.sleep(min(limits.probe_s, limits.probe_s - silent_s if silent_s < limits.probe_s else 1e9,
+                                    limits.dead_s - silent_s))  # fmt: skip
+
+    def _ping(self, now: float) -> None:
+        self._pings += 1
+        self._pinged_at = {number: at for number, at in self._pinged_at.items() if now - at < self._liveness.dead_s}
+        self._pinged_at[self._pings] = now
+        self.send(pb.DecodeRequest(ping=pb.Ping(number=self._pings)))
+
+    def _put(self, item: Item) -> None:
+        self.inbox.append((asyncio.get_running_loop().time(), item))
+        self._arrived.set()
