@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from outrider_cloud.engine.engine import Engine
+    from outrider_shared.logprobs import TokenLogprobs
     from outrider_shared.sampling import SamplingParams
 
 
@@ -32,7 +33,7 @@ class Answer:
     finish: str
     usage: Usage
     wall_s: float
-    logprobs: list[float]
+    logprobs: list[TokenLogprobs]
 
 
 def generate(
@@ -55,7 +56,7 @@ def generate(
     started = time.perf_counter()
     engine.open(request, events.append)
     tokens: list[int] = []
-    logs: list[float] = []
+    logs: list[TokenLogprobs] = []
     while True:
         for event in events:
             if isinstance(event, Failed):

@@ -6,6 +6,7 @@ Foreign errors (gRPC, ONNX Runtime, transformers, the file system) are wrapped w
     OutriderError
     ├── InputError               the caller's fault; trying the same again is useless
     │   ├── ParameterError       sampling parameters or limits out of range
+    │   ├── GrammarError         a grammar or schema that is malformed, not supported or too complex
     │   ├── PromptError          empty, too long, or a token id outside the vocabulary
     │   ├── DraftError           a draft tree that breaks its bounds or names an unknown parent
     │   ├── UnknownModelError    the service does not hold that model
@@ -60,6 +61,12 @@ class ParameterError(InputError):
     """A sampling parameter or a limit is out of its range."""
 
     code = "invalid_parameter"
+
+
+class GrammarError(InputError):
+    """A grammar or JSON schema is malformed, uses what is not supported, or is too complex."""
+
+    code = "invalid_grammar"
 
 
 class PromptError(InputError):

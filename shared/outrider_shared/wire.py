@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from outrider_shared.errors import DraftError, OutriderError, error_from_code
+from outrider_shared.errors import DraftError, GrammarError, OutriderError, ParameterError, error_from_code
+from outrider_shared.grammar import Grammar, GrammarKind
 from outrider_shared.packing import pack_tokens, pack_varints, token_bits, unpack_tokens, unpack_varints
 from outrider_shared.sampling import SamplingParams
 from outrider_wire.v1 import verifier_pb2 as pb
@@ -21,12 +22,27 @@ FRAME_BYTES = 14
 MAX_MESSAGE_BYTES = 1 << 20
 # Pending nodes, and nodes in a message, that every service takes before `Opened` told its own bounds.
 NODES_BEFORE_OPENED = 64
+_KINDS = {
+    GrammarKind.JSON_OBJECT: pb.GRAMMAR_KIND_JSON_OBJECT,
+    GrammarKind.JSON_SCHEMA: pb.GRAMMAR_KIND_JSON_SCHEMA,
+    GrammarKind.REGEX: pb.GRAMMAR_KIND_REGEX,
+    GrammarKind.LARK: pb.GRAMMAR_KIND_LARK,
+}
 
 
 def sampling_to_wire(params: SamplingParams) -> pb.Sampling:
     """The message of sampling parameters."""
     return pb.Sampling(
-        temperature=params.temperature, top_k=params.top_k, top_p=params.top_p, min_p=params.min_p, seed=params.seed
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        min_p=params.min_p,
+        seed=params.seed,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        repetition_penalty=None if params.repetition_penalty == 1.0 else params.repetition_penalty,
+        bias_tokens=[token for token, _ in params.logit_bias],
+        biases=[bias for _, bias in params.logit_bias],
     )
 
 
@@ -36,8 +52,36 @@ def sampling_from_wire(message: pb.Sampling) -> SamplingParams:
     Raises:
         ParameterError: if one is out of its range.
     """
-    top_p = message.top_p if message.HasField("top_p") else 1.0
-    return SamplingParams(message.temperature, message.top_k, top_p, message.min_p, message.seed)
+    if len(message.bias_tokens) != len(message.biases):
+        raise ParameterError(f"{len(message.biases)} biases came for {len(message.bias_tokens)} tokens")
+    return SamplingParams(
+        message.temperature,
+        message.top_k,
+        message.top_p if message.HasField("top_p") else 1.0,
+        message.min_p,
+        message.seed,
+        message.presence_penalty,
+        message.frequency_penalty,
+        message.repetition_penalty if message.HasField("repetition_penalty") else 1.0,
+        tuple(zip(message.bias_tokens, message.biases, strict=True)),
+    )
+
+
+def grammar_to_wire(grammar: Grammar | None) -> pb.Grammar | None:
+    """The message of a grammar; None for free text."""
+    return None if grammar is None else pb.Grammar(kind=_KINDS[grammar.kind], text=grammar.text)
+
+
+def grammar_from_wire(message: pb.Grammar) -> Grammar:
+    """A grammar whose form was checked; whether it can be followed, only its compiler knows.
+
+    Raises:
+        GrammarError: if its kind is unknown, or its text too long or not of that kind.
+    """
+    kind = next((kind for kind, value in _KINDS.items() if value == message.kind), None)
+    if kind is None:
+        raise GrammarError(f"grammar kind {message.kind} is unknown", hint="update the older side")
+    return Grammar(kind, message.text)
 
 
 def draft_to_wire(nodes: Sequence[Node], last_sent: int, vocabulary: int, *, more: bool = False) -> pb.Draft:

@@ -20,7 +20,7 @@ from outrider_cloud.engine.events import Committed, Failed, Finish, Opened, Requ
 from outrider_cloud.engine.memory import KvMemory
 from outrider_cloud.engine.session import Session, State
 from outrider_cloud.engine.stats import EngineStats
-from outrider_cloud.kernels.sampling import log_probability
+from outrider_cloud.kernels.sampling import log_probabilities
 from outrider_shared import wire
 from outrider_shared.errors import InternalError, LimitError, OutriderError, ProtocolError
 from outrider_shared.tree import DraftTree
@@ -95,7 +95,7 @@ class Engine:
         """
         session = self.sessions.get(session_id)
         known = [] if session is None else [*session.request.prompt, *committed]
-        if session is None or session.log[: len(known)] != known:
+        if session is None or session.log[: len(known)] != known or len(known) < session.opened_at:
             return False
         session.tree = DraftTree(session.log)
         session.sink, session.lease_end = sink, float("inf")
@@ -234,10 +234,9 @@ class Engine:
         if work.nodes:
             session.learn(len(offsets) - 1, refused=refused)
         session.note_commit(self._clock())
-        logprobs: tuple[float, ...] = ()
         if session.request.logprobs:
-            logprobs = tuple(log_probability(logits[offsets], tokens))
-        session.sink(self._committed(session, before, logprobs=logprobs))
+            session.logprobs += log_probabilities(logits[offsets], tokens, session.request.top_logprobs)
+        session.sink(self._committed(session, before))
         if session.finish is not None:
             self._retire(session)
 
@@ -248,9 +247,7 @@ class Engine:
             slots = session.slots
             self.runner.kv.move([int(slots[root + o]) for o, _ in moves], [int(slots[root + d]) for _, d in moves])
 
-    def _committed(
-        self, session: Session, known: int, *, steps: int = 1, logprobs: tuple[float, ...] = ()
-    ) -> Committed:
+    def _committed(self, session: Session, known: int, *, steps: int = 1) -> Committed:
         """The event for the log's tokens from index `known` on."""
         node = session.tree.last_agreed
         agreed = node is not None and node.position >= known
@@ -262,7 +259,7 @@ class Engine:
             known=node.position + 1 - known if agreed and node is not None else 0,
             steps=steps,
             finish=session.finish,
-            logprobs=logprobs,
+            logprobs=tuple(session.logprobs[known - session.opened_at :]),
             usage=session.usage if session.finish is not None else None,
         )
 

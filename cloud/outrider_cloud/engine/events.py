@@ -12,6 +12,7 @@ from outrider_shared.sampling import SamplingParams
 if TYPE_CHECKING:
     from outrider_shared.errors import OutriderError
     from outrider_shared.ids import SessionId
+    from outrider_shared.logprobs import TokenLogprobs
 
 
 class Pace(enum.Enum):
@@ -46,6 +47,8 @@ class Request:
         ignore_eos: Go on past the model's own end tokens.
         pace: What to do without drafts.
         logprobs: Whether to report log-probabilities.
+        top_logprobs: Likeliest tokens to report with each, from 0 to 20.
+        min_tokens: End tokens and `stop` are not chosen before this many tokens are generated.
     """
 
     session_id: SessionId
@@ -57,6 +60,8 @@ class Request:
     ignore_eos: bool = False
     pace: Pace = Pace.AHEAD
     logprobs: bool = False
+    top_logprobs: int = 0
+    min_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -107,7 +112,7 @@ class Committed:
     known: int = 0
     steps: int = 1
     finish: Finish | None = None
-    logprobs: tuple[float, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
     usage: Usage | None = None
 
 

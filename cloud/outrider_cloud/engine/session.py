@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from outrider_cloud.engine.blocks import BlockPool
     from outrider_cloud.engine.events import Request, Sink
+    from outrider_shared.logprobs import TokenLogprobs
 
 
 _LEARNING_RATE = 0.1
@@ -46,6 +47,8 @@ class Session:
         sink: Takes the session's events.
 
     Attributes:
+        opened_at: Length of the log when the session was opened here: prompt, and what its owner knew already.
+        logprobs: Of the log's tokens from there on, where asked for; kept, since a resume may need the last again.
         survival: Probability that a drafted token survives, given that the one before it did; learned.
         gain: Tokens that a step with drafts commits; learned.
         response_s: Time from a commit to the first draft that builds on it; learned, None before the first.
@@ -57,6 +60,8 @@ class Session:
         self.sink = sink
         self.state = State.WAITING
         self.log: list[int] = [*request.prompt, *request.committed]
+        self.opened_at = len(self.log)
+        self.logprobs: list[TokenLogprobs] = []
         self.tree = DraftTree(self.log)
         self.computed = 0
         self.blocks: list[int] = []

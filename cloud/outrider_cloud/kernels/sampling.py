@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from outrider_shared.logprobs import TokenLogprobs
 from outrider_shared.sampling.philox import cached_gumbel_row
 from outrider_shared.sampling.rule_torch import filtered_scores
 
@@ -57,7 +58,20 @@ class TorchSampler:
         return scores
 
 
-def log_probability(logits: torch.Tensor, tokens: Sequence[int]) -> list[float]:
-    """Natural log-probabilities of chosen tokens under softmax(logits [rows, vocab]) at temperature 1, unfiltered."""
-    picked = logits.float().log_softmax(-1).gather(-1, torch.tensor(tokens)[:, None])
-    return picked[:, 0].tolist()
+def log_probabilities(logits: torch.Tensor, tokens: Sequence[int], top: int = 0) -> list[TokenLogprobs]:
+    """Natural log-probabilities under softmax(logits [rows, vocab]) at temperature 1, unfiltered.
+
+    Args:
+        logits: [rows, vocab], any float type.
+        tokens: The chosen token of each row.
+        top: How many of each row's likeliest tokens to tell, too.
+    """
+    scores = logits.float().log_softmax(-1)
+    own = scores.gather(-1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
+    if not top:
+        return [TokenLogprobs(logprob) for logprob in own]
+    values, ids = (column.tolist() for column in scores.topk(min(top, scores.shape[-1]), -1))
+    return [
+        TokenLogprobs(logprob, tuple(zip(row_ids, row_values, strict=True)))
+        for logprob, row_ids, row_values in zip(own, ids, values, strict=True)
+    ]

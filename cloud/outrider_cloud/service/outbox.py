@@ -10,6 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from outrider_cloud.engine.events import Committed, Event, Failed, Finish, Usage
+from outrider_shared.logprobs import pack_logprobs
 from outrider_shared.packing import pack_tokens
 from outrider_wire.v1 import verifier_pb2 as pb
 
@@ -81,13 +82,18 @@ def merge(commits: Sequence[Committed]) -> Committed:
 def commit_to_wire(event: Committed, vocabulary: int) -> pb.Commit:
     """The message of a commit."""
     explicit = event.tokens[event.known :]
+    logprobs, top_tokens, top_logprobs = (
+        pack_logprobs(event.logprobs, vocabulary) if event.logprobs else (b"", b"", b"")
+    )
     return pb.Commit(
         accepted=event.accepted + 1,
         tokens=pack_tokens(explicit, vocabulary),
         count=len(explicit),
         length=event.length,
         finish=_FINISH[event.finish],
-        logprobs=event.logprobs,
+        token_logprobs=logprobs,
+        top_tokens=top_tokens,
+        top_logprobs=top_logprobs,
         more_steps=max(0, event.steps - 1),
         usage=None if event.usage is None else usage_to_wire(event.usage),
     )

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from outrider_shared.errors import ParameterError
+from outrider_shared.logprobs import check_top_logprobs
 from outrider_shared.sampling import SamplingParams
+from outrider_shared.sampling.philox import derived_seed
+
+if TYPE_CHECKING:
+    from outrider_shared.grammar import Grammar
 
 
 class Origin(enum.StrEnum):
@@ -33,11 +39,15 @@ class GenerateRequest:
     Attributes:
         prompt: Token ids.
         max_tokens: Tokens to generate at most.
-        params: How the target chooses.
+        params: How the target chooses: temperature, filters, seed, penalties, logit bias.
         stop: Token ids that end the answer, besides the model's own.
         ignore_eos: Go on past the model's own end tokens.
         pace: What the cloud does without drafts.
-        logprobs: Ask for the target's log-probabilities.
+        logprobs: Ask for the target's log-probability of each token (`Token.logprob`): its own distribution, before
+            penalties, bias, grammar, temperature and filters.
+        top_logprobs: With logprobs, the likeliest tokens to tell of each position (`Token.top`), from 0 to 20.
+        min_tokens: The model's end tokens and `stop` are not chosen before this many tokens.
+        grammar: What the answer must match; None is free text. Without `ignore_eos` and `min_tokens` only.
         trace: Tell each drafted node, too (`Drafted`).
     """
 
@@ -48,20 +58,45 @@ class GenerateRequest:
     ignore_eos: bool = False
     pace: Pace = Pace.AUTO
     logprobs: bool = False
+    top_logprobs: int = 0
+    min_tokens: int = 0
+    grammar: Grammar | None = None
     trace: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_tokens < 1 << 31:
             raise ParameterError(f"max_tokens is {self.max_tokens}", hint="ask for at least 1 token")
+        if not 0 <= self.min_tokens <= self.max_tokens:
+            raise ParameterError(f"min_tokens is {self.min_tokens}", hint=f"it must be from 0 to {self.max_tokens}")
+        check_top_logprobs(self.top_logprobs, logprobs=self.logprobs)
+        if self.grammar is not None and (self.ignore_eos or self.min_tokens):
+            raise ParameterError("a grammar decides where the answer ends", hint="leave out ignore_eos and min_tokens")
+
+    def choices(self, count: int) -> list[GenerateRequest]:
+        """`count` requests for alternative answers (`n`): this one, and copies with seeds derived from its seed.
+
+        Choice 0 keeps the seed; see `outrider_shared.sampling.philox.derived_seed` for the others. Equal prompts share
+        their KV in the cloud once one of them was computed.
+        """
+        seeds = [derived_seed(self.params.seed, index) for index in range(count)]
+        return [replace(self, params=replace(self.params, seed=seed)) for seed in seeds]
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One committed token."""
+    """One committed token.
+
+    Attributes:
+        id: Token id.
+        origin: Who proposed it.
+        logprob: Its natural log-probability under the target, where the request asked for it.
+        top: (token id, log-probability) of the target's likeliest tokens here, best first, as many as were asked for.
+    """
 
     id: int
     origin: Origin
     logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,7 +191,8 @@ class Totals:
         accepted: Of them, committed.
         cloud_steps: Engine steps that committed tokens.
         cloud_rows: Rows of those steps.
-        cached_tokens: Prompt tokens whose KV the cloud held.
+        cached_tokens: Prompt tokens whose KV the cloud held when the session began
+            (`usage.prompt_tokens_details.cached_tokens`); final with `Finished`.
         uplink_bytes, downlink_bytes: Message bytes with gRPC and HTTP/2 framing, prompt included.
         draft_bytes, draft_messages: The part of the uplink that is drafts.
         draft_s: Seconds spent in the drafter.

@@ -26,7 +26,14 @@ from outrider_edge.session.plan import Action, plan
 from outrider_shared.errors import InternalError, MismatchError, OutriderError, SessionExistsError, UnavailableError
 from outrider_shared.ids import new_session_id
 from outrider_shared.packing import pack_tokens
-from outrider_shared.wire import FRAME_BYTES, PROTOCOL_VERSION, draft_to_wire, error_from_wire, sampling_to_wire
+from outrider_shared.wire import (
+    FRAME_BYTES,
+    PROTOCOL_VERSION,
+    draft_to_wire,
+    error_from_wire,
+    grammar_to_wire,
+    sampling_to_wire,
+)
 from outrider_wire.v1 import verifier_pb2 as pb
 
 if TYPE_CHECKING:
@@ -288,6 +295,9 @@ class SessionLoop:
             committed_length=len(committed),
             lease=state.lease,
             logprobs=request.logprobs,
+            top_logprobs=request.top_logprobs,
+            min_tokens=request.min_tokens,
+            grammar=grammar_to_wire(request.grammar),
         )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from outrider_edge.session.events import Origin, Token, Totals
 from outrider_shared.calibration import Calibrations
 from outrider_shared.errors import ProtocolError
+from outrider_shared.logprobs import unpack_logprobs
 from outrider_shared.packing import unpack_tokens
 from outrider_shared.tree import DraftTree
 from outrider_shared.wire import NODES_BEFORE_OPENED
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from outrider_edge.session.events import GenerateRequest
     from outrider_edge.session.policy import DraftPolicy
+    from outrider_shared.logprobs import TokenLogprobs
     from outrider_shared.sampling.rule import Guess
     from outrider_shared.tree import Node
 
@@ -177,7 +179,9 @@ class SessionState:
         self.max_nodes = message.max_nodes
         self.max_per_message = max(1, message.max_nodes_per_message)
         self.context_length = message.context_length
-        self.totals.cached_tokens = message.cached_tokens
+        if self.totals.connects <= 1:
+            # What a later stream finds is mostly this session's own.
+            self.totals.cached_tokens = message.cached_tokens
 
     def commit(self, message: pb.Commit) -> list[Token]:
         """Take over what the cloud committed; returns the new tokens.
@@ -191,14 +195,22 @@ class SessionState:
         if len(self.log) + len(tokens) != message.length:
             have = len(self.log) + len(tokens)
             raise ProtocolError(f"after this commit the log has {have} tokens here, {message.length} in the cloud")
-        if message.logprobs and len(message.logprobs) != len(tokens):
-            raise ProtocolError(f"{len(message.logprobs)} log-probabilities came for {len(tokens)} tokens")
+        logprobs = self._logprobs(message, len(tokens))
         origins = self._advance(path, explicit)
         self.totals.accepted += len(path)
         self._settle()
         self._count(message, tokens)
-        logprobs: list[float | None] = list(message.logprobs) or [None] * len(tokens)
-        return [Token(t, o, p) for t, o, p in zip(tokens, origins, logprobs, strict=True)]
+        if not logprobs:
+            return [Token(t, o) for t, o in zip(tokens, origins, strict=True)]
+        return [Token(t, o, p.logprob, p.top) for t, o, p in zip(tokens, origins, logprobs, strict=True)]
+
+    def _logprobs(self, message: pb.Commit, count: int) -> list[TokenLogprobs]:
+        """One per token where the request asked for them; checked before the log grows."""
+        if not self.request.logprobs:
+            return []
+        packed = (message.token_logprobs, message.top_tokens, message.top_logprobs)
+        top = min(self.request.top_logprobs, self.vocabulary)
+        return unpack_logprobs(packed, count, top, self.vocabulary)
 
     def _accepted_path(self, message: pb.Commit) -> list[int]:
         if message.accepted == 0:

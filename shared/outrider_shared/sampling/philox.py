@@ -71,6 +71,18 @@ def split_seed(seed: int) -> tuple[int, int]:
     return seed & _MASK, seed >> 32
 
 
+def derived_seed(seed: int, index: int) -> int:
+    """The seed of the index-th alternative answer to one request.
+
+    It is `seed` itself for 0, else x0 + 2^32 x1 with x = Philox4x32-10(key=seed, counter=(index, 0, 0, 1)); noise has 0
+    as the counter's last word.
+    """
+    if index == 0:
+        return seed
+    low, high, _, _ = philox4x32(np.array([[index, 0, 0, 1]], np.uint32), split_seed(seed))[0].tolist()
+    return int(low | high << 32)
+
+
 def gumbel_from_bits(bits: NDArray[np.uint32]) -> NDArray[np.float32]:
     """Standard Gumbel noise from 32 random bits: -log(E), E = -log1p(-w), w = (float32(x) + 0.5) * 2^-32, below 1.
 

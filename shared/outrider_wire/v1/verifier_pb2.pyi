@@ -117,6 +117,35 @@ TOKEN_CODING_ZSTD_DICT: TokenCoding.ValueType  # 2
 """the same, with the dictionary that belongs to the tokenizer"""
 Global___TokenCoding: _TypeAlias = TokenCoding  # noqa: Y015
 
+class _GrammarKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GrammarKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GrammarKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GRAMMAR_KIND_UNSPECIFIED: _GrammarKind.ValueType  # 0
+    GRAMMAR_KIND_JSON_OBJECT: _GrammarKind.ValueType  # 1
+    """any JSON object; no text"""
+    GRAMMAR_KIND_JSON_SCHEMA: _GrammarKind.ValueType  # 2
+    """text is a JSON schema"""
+    GRAMMAR_KIND_REGEX: _GrammarKind.ValueType  # 3
+    """text is a regular expression, without look-around or back-references"""
+    GRAMMAR_KIND_LARK: _GrammarKind.ValueType  # 4
+    """text is a Lark grammar as llguidance reads it; tool calls come as such"""
+
+class GrammarKind(_GrammarKind, metaclass=_GrammarKindEnumTypeWrapper): ...
+
+GRAMMAR_KIND_UNSPECIFIED: GrammarKind.ValueType  # 0
+GRAMMAR_KIND_JSON_OBJECT: GrammarKind.ValueType  # 1
+"""any JSON object; no text"""
+GRAMMAR_KIND_JSON_SCHEMA: GrammarKind.ValueType  # 2
+"""text is a JSON schema"""
+GRAMMAR_KIND_REGEX: GrammarKind.ValueType  # 3
+"""text is a regular expression, without look-around or back-references"""
+GRAMMAR_KIND_LARK: GrammarKind.ValueType  # 4
+"""text is a Lark grammar as llguidance reads it; tool calls come as such"""
+Global___GrammarKind: _TypeAlias = GrammarKind  # noqa: Y015
+
 @_typing.final
 class DecodeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -245,6 +274,9 @@ class Open(_message.Message):
     COMMITTED_LENGTH_FIELD_NUMBER: _builtins.int
     LEASE_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    MIN_TOKENS_FIELD_NUMBER: _builtins.int
+    GRAMMAR_FIELD_NUMBER: _builtins.int
     PREFIX_FIELD_NUMBER: _builtins.int
     PREFIX_LENGTH_FIELD_NUMBER: _builtins.int
     PREFIX_DIGEST_FIELD_NUMBER: _builtins.int
@@ -276,6 +308,10 @@ class Open(_message.Message):
     """
     logprobs: _builtins.bool
     """Report the log-probability of every committed token."""
+    top_logprobs: _builtins.int
+    """With logprobs: report this many likeliest tokens of each position, too; at most 20."""
+    min_tokens: _builtins.int
+    """The model's end tokens and stop_token_ids are not chosen before this many tokens are generated."""
     prefix: _builtins.bytes
     """The prompt begins with the first `prefix_length` tokens of an earlier log of this device: `prefix` is that log's
     Opened.log_key, `prefix_digest` proves that both sides mean the same tokens (see outrider_shared.prefix). `prompt`
@@ -291,6 +327,10 @@ class Open(_message.Message):
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Token ids that end the answer, besides the model's own end tokens."""
+
+    @_builtins.property
+    def grammar(self) -> Global___Grammar:
+        """What the answer must match; absent is free text."""
 
     @_builtins.property
     def padding(self) -> Global___Padding:
@@ -315,23 +355,53 @@ class Open(_message.Message):
         committed_length: _builtins.int = ...,
         lease: _builtins.bytes = ...,
         logprobs: _builtins.bool = ...,
+        top_logprobs: _builtins.int = ...,
+        min_tokens: _builtins.int = ...,
+        grammar: Global___Grammar | None = ...,
         prefix: _builtins.bytes = ...,
         prefix_length: _builtins.int = ...,
         prefix_digest: _builtins.bytes = ...,
         token_coding: Global___TokenCoding.ValueType = ...,
         padding: Global___Padding | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["padding", b"padding", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar", "padding", b"padding", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "committed_length", b"committed_length", "ignore_eos", b"ignore_eos", "lease", b"lease", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "model", b"model", "pace", b"pace", "padding", b"padding", "prefix", b"prefix", "prefix_digest", b"prefix_digest", "prefix_length", b"prefix_length", "prompt", b"prompt", "prompt_length", b"prompt_length", "protocol_version", b"protocol_version", "sampling", b"sampling", "session_id", b"session_id", "stop_token_ids", b"stop_token_ids", "token_coding", b"token_coding", "tokenizer_sha256", b"tokenizer_sha256", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "committed_length", b"committed_length", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "lease", b"lease", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "model", b"model", "pace", b"pace", "padding", b"padding", "prefix", b"prefix", "prefix_digest", b"prefix_digest", "prefix_length", b"prefix_length", "prompt", b"prompt", "prompt_length", b"prompt_length", "protocol_version", b"protocol_version", "sampling", b"sampling", "session_id", b"session_id", "stop_token_ids", b"stop_token_ids", "token_coding", b"token_coding", "tokenizer_sha256", b"tokenizer_sha256", "top_logprobs", b"top_logprobs", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Open: _TypeAlias = Open  # noqa: Y015
 
 @_typing.final
+class Grammar(_message.Message):
+    """From its first token on, the answer can always be completed to a text of this grammar; it ends with an end token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    kind: Global___GrammarKind.ValueType
+    text: _builtins.str
+    """at most 64 KiB"""
+    def __init__(
+        self,
+        *,
+        kind: Global___GrammarKind.ValueType = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Grammar: _TypeAlias = Grammar  # noqa: Y015
+
+@_typing.final
 class Sampling(_message.Message):
-    """See the sampling rule in the design: temperature, top-k, top-p, min-p, in this order."""
+    """See the sampling rule (docs/decisions/0001 and the record of penalties and grammars): repetition, frequency and
+    presence penalty, bias, grammar, temperature, top-k, top-p, min-p, noise, in this order.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -340,6 +410,11 @@ class Sampling(_message.Message):
     TOP_P_FIELD_NUMBER: _builtins.int
     MIN_P_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    PRESENCE_PENALTY_FIELD_NUMBER: _builtins.int
+    FREQUENCY_PENALTY_FIELD_NUMBER: _builtins.int
+    REPETITION_PENALTY_FIELD_NUMBER: _builtins.int
+    BIAS_TOKENS_FIELD_NUMBER: _builtins.int
+    BIASES_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
     """0 is greedy"""
     top_k: _builtins.int
@@ -350,6 +425,18 @@ class Sampling(_message.Message):
     """0 is off"""
     seed: _builtins.int
     """key of the noise"""
+    presence_penalty: _builtins.float
+    """0 is off"""
+    frequency_penalty: _builtins.float
+    """0 is off"""
+    repetition_penalty: _builtins.float
+    """absent is 1, off"""
+    @_builtins.property
+    def bias_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Added to the logits of chosen tokens; ids ascending, one value each."""
+
+    @_builtins.property
+    def biases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
     def __init__(
         self,
         *,
@@ -358,13 +445,23 @@ class Sampling(_message.Message):
         top_p: _builtins.float | None = ...,
         min_p: _builtins.float = ...,
         seed: _builtins.int = ...,
+        presence_penalty: _builtins.float = ...,
+        frequency_penalty: _builtins.float = ...,
+        repetition_penalty: _builtins.float | None = ...,
+        bias_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        biases: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_p", b"_top_p", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_repetition_penalty", b"_repetition_penalty", "_top_p", b"_top_p", "repetition_penalty", b"repetition_penalty", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_p", b"_top_p", "min_p", b"min_p", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_repetition_penalty", b"_repetition_penalty", "_top_p", b"_top_p", "bias_tokens", b"bias_tokens", "biases", b"biases", "frequency_penalty", b"frequency_penalty", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__repetition_penalty: _TypeAlias = _typing.Literal["repetition_penalty"]  # noqa: Y015
+    _WhichOneofArgType__repetition_penalty: _TypeAlias = _typing.Literal["_repetition_penalty", b"_repetition_penalty"]  # noqa: Y015
     _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
     _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__repetition_penalty) -> _WhichOneofReturnType__repetition_penalty | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
 
 Global___Sampling: _TypeAlias = Sampling  # noqa: Y015
@@ -541,10 +638,12 @@ class Commit(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     LENGTH_FIELD_NUMBER: _builtins.int
     FINISH_FIELD_NUMBER: _builtins.int
-    LOGPROBS_FIELD_NUMBER: _builtins.int
     MAX_NODES_FIELD_NUMBER: _builtins.int
     MORE_STEPS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    TOKEN_LOGPROBS_FIELD_NUMBER: _builtins.int
+    TOP_TOKENS_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
     accepted: _builtins.int
     """Last accepted node + 1; 0 = no node was accepted."""
     tokens: _builtins.bytes
@@ -557,10 +656,13 @@ class Commit(_message.Message):
     """How many nodes the edge should keep in flight at most from now on; 0 = unchanged."""
     more_steps: _builtins.int
     """Engine steps of this commit beyond the first (commits that a slow reader did not take are merged)."""
-    @_builtins.property
-    def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Natural log-probabilities under the unfiltered target at temperature 1, one per token that the log grew by."""
-
+    token_logprobs: _builtins.bytes
+    """Natural log-probabilities under the target's own distribution (temperature 1, before penalties, bias, grammar and
+    filters), one IEEE half (2 bytes, little endian) per token that the log grew by; empty unless Open.logprobs.
+    """
+    top_tokens: _builtins.bytes
+    """Open.top_logprobs likeliest tokens of each of those positions, best first: packed token ids, and halves as above."""
+    top_logprobs: _builtins.bytes
     @_builtins.property
     def usage(self) -> Global___Usage:
         """With the last commit: what the answer cost."""
@@ -573,14 +675,16 @@ class Commit(_message.Message):
         count: _builtins.int = ...,
         length: _builtins.int = ...,
         finish: Global___FinishReason.ValueType = ...,
-        logprobs: _abc.Iterable[_builtins.float] | None = ...,
         max_nodes: _builtins.int = ...,
         more_steps: _builtins.int = ...,
         usage: Global___Usage | None = ...,
+        token_logprobs: _builtins.bytes = ...,
+        top_tokens: _builtins.bytes = ...,
+        top_logprobs: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "count", b"count", "finish", b"finish", "length", b"length", "logprobs", b"logprobs", "max_nodes", b"max_nodes", "more_steps", b"more_steps", "tokens", b"tokens", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "count", b"count", "finish", b"finish", "length", b"length", "max_nodes", b"max_nodes", "more_steps", b"more_steps", "token_logprobs", b"token_logprobs", "tokens", b"tokens", "top_logprobs", b"top_logprobs", "top_tokens", b"top_tokens", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -660,7 +660,7 @@ def test_log_probabilities_are_those_of_the_models_own_softmax(endless: LoadedMo
         wrong = (answer[3] + 1) % TINY_VOCABULARY
         rig.draft(session_id, [answer[0], wrong, *answer[1:3]], parents=[0, 1, 2, 1], anchor=len(PROMPT))
     rig.run()
-    got = [value for event in rig.commits(session_id) for value in event.logprobs]
+    got = [entry.logprob for event in rig.commits(session_id) for entry in event.logprobs]
     logits = torch.from_numpy(direct_logits(tiny_folder, [*PROMPT, *answer])).double().log_softmax(-1).numpy()
     expected = [logits[len(PROMPT) - 1 + i, token] for i, token in enumerate(answer)]
     np.testing.assert_allclose(got, expected, atol=1e-4)

@@ -23,8 +23,9 @@ def guess(*tokens: int, margin: float = SURE) -> Guess:
     return Guess(tokens, tuple(0.1 * i for i in range(len(tokens))), margin)
 
 
-def session(max_tokens: int = 40, pace: Pace = Pace.HOLD, **policy) -> SessionState:
-    state = SessionState(GenerateRequest((1, 2, 3), max_tokens, pace=pace), DraftPolicy(**policy), VOCABULARY)
+def session(max_tokens: int = 40, pace: Pace = Pace.HOLD, asked=None, **policy) -> SessionState:
+    request = GenerateRequest((1, 2, 3), max_tokens, pace=pace, **(asked or {}))
+    state = SessionState(request, DraftPolicy(**policy), VOCABULARY)
     state.open(pb.Opened(lease=b"l", length=3, context_length=64, max_nodes=64, max_nodes_per_message=64))
     return state
 
@@ -160,15 +161,29 @@ def test_bounds_of_the_cloud_are_kept():
 BROKEN_COMMITS = {
     "length that does not fit": {"tokens": [5], "grow": 7},
     "node that was never sent": {"tokens": [], "accepted": 9, "grow": 1},
-    "log-probabilities that do not match": {"tokens": [5], "logprobs": [-0.1, -0.2]},
+    "log-probabilities that were asked for and did not come": {"tokens": [5], "asked": {"logprobs": True}},
+    "log-probabilities of another number of tokens": {
+        "tokens": [5],
+        "asked": {"logprobs": True},
+        "token_logprobs": b"\0" * 4,
+    },
+    "alternatives outside the vocabulary": {
+        "tokens": [5],
+        "asked": {"logprobs": True, "top_logprobs": 1},
+        "token_logprobs": b"\0" * 2,
+        "top_tokens": b"\xff",
+        "top_logprobs": b"\0" * 2,
+    },
 }
 
 
 @pytest.mark.parametrize("name", BROKEN_COMMITS)
 def test_commit_that_contradicts_what_we_know_is_a_protocol_error(name):
     """A cloud that breaks the contract is not believed."""
+    fields = dict(BROKEN_COMMITS[name])
+    state = session(asked=fields.pop("asked", {}))
     with pytest.raises(ProtocolError):
-        commit(session(), **BROKEN_COMMITS[name])
+        commit(state, **fields)
 
 
 def test_cloud_that_forgot_committed_tokens_is_not_believed():

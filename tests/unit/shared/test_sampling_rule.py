@@ -9,7 +9,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from outrider_cloud.kernels.sampling import TorchSampler, log_probability
+from outrider_cloud.kernels.sampling import TorchSampler, log_probabilities
 from outrider_shared.sampling import SamplingParams, philox, rule, rule_torch
 
 INF = math.inf
@@ -320,5 +320,10 @@ def test_with_a_large_vocabulary_a_guess_nearly_always_begins_with_the_choice(pa
 def test_log_probabilities_are_those_of_the_unfiltered_softmax():
     logits = np.random.default_rng(2).standard_normal((3, 40)).astype(np.float32)
     exact = logits.astype(np.float64) - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))
-    got = log_probability(torch.from_numpy(logits), [4, 0, 39])
+    entries = log_probabilities(torch.from_numpy(logits), [4, 0, 39], top=5)
+    for row, entry in enumerate(entries):
+        ids, values = zip(*entry.top, strict=True)
+        assert list(ids) == np.argsort(-logits[row])[:5].tolist()
+        np.testing.assert_allclose(values, exact[row, list(ids)], atol=1e-6)
+    got = [entry.logprob for entry in entries]
     np.testing.assert_allclose(got, exact[[0, 1, 2], [4, 0, 39]], atol=1e-6)
