@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # How long an orderly end may take.
 _PART_S = 0.5
+# Finest that clocks are compared: a wait of what rounding leaves would be none.
+_TICK_S = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +216,8 @@ class Line:
                 raise UnavailableError(f"nothing was heard of {link.peer} for {silent_s:.1f} s")
             if silent_s >= limits.probe_s:
                 self._ping(clock())
-            await asyncio.sleep(min(limits.probe_s, limits.probe_s - silent_s if silent_s < limits.probe_s else 1e9,
-                                    limits.dead_s - silent_s))  # fmt: skip
+            until_s = limits.probe_s - silent_s if silent_s < limits.probe_s else limits.probe_s
+            await asyncio.sleep(max(_TICK_S, min(until_s, limits.dead_s - silent_s)))
 
     def _ping(self, now: float) -> None:
         self._pings += 1

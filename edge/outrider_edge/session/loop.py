@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from outrider_edge.session.state import SessionState
     from outrider_shared.tree import Node
 
+# Finest that clocks are compared: a wait of what rounding leaves would be none.
+_TICK_S = 0.001
 _PACES = {Pace.AHEAD: pb.PACE_AHEAD, Pace.HOLD: pb.PACE_HOLD, Pace.AUTO: pb.PACE_AUTO}
 
 
@@ -257,9 +259,9 @@ class SessionLoop:
     def _next_check_s(self) -> float | None:
         """Seconds until the clock alone may change something; None if it cannot."""
         if not self._away:
-            return max(0.0, self._line.heard_at + self._offline.after_s - self._now())
+            return max(_TICK_S, self._line.heard_at + self._offline.after_s - self._now())
         if self._offline.mode is OfflineMode.DRAFT and self._alone.ended:
-            return max(0.0, (self._ended_at or self._now()) + self._offline.settle_s - self._now())
+            return max(_TICK_S, (self._ended_at or self._now()) + self._offline.settle_s - self._now())
         return None
 
     # ---- small things -------------------------------------------------------------------------------------------

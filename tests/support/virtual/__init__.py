@@ -20,6 +20,7 @@ To try another draft policy, give a `Method` with it; to change the link on the 
     cloud    the engine with scripted tensors, beside an event loop that is not a thread
     link     gRPC's in-memory twin with delay, jitter and rate
     world    a scenario and its figures
+    faults   a device between two clouds that fail in every way
 """
 
 from support.virtual.cloud import StepCost

@@ -33,6 +33,10 @@ class _Direction:
         self._last = max(self._last + _APART_S, at)
         loop.call_at(self._last, deliver)
 
+    def hold_until(self, at: float) -> None:
+        """Nothing arrives before then: a stall, as a lost packet causes it."""
+        self._last = max(self._last, at)
+
 
 class Network:
     """A device's connection.
