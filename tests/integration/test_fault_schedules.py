@@ -1,4 +1,4 @@
-"""Random courses of faults in virtual time: the text is what it would have been, and nothing unverified is shown as verified.
+"""Random courses of faults in virtual time: the text of none, and nothing unverified is shown as verified.
 
 200 seeds by default; OUTRIDER_FAULT_SCHEDULES=1000 plays as many.
 """

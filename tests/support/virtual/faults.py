@@ -1,4 +1,4 @@
-"""A device between two clouds that fail in every way there is, in virtual time; what its user sees is checked on the way.
+"""A device between two clouds that fail in every way there is, in virtual time; what its user sees is checked.
 
 Faults, at random moments and in any mixture: a cut that both ends notice, a connection that swallows everything without
 a word, a stall as lost packets cause it, a cloud that dies and comes back with nothing, a cloud that cannot be reached

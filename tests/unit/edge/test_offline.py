@@ -46,10 +46,9 @@ def answer(mode: OfflineMode, act, *, settle_s: float = 1e6, drafts: bool = True
         act(network, loop)
         events = []
         try:
-            async for event in client.generate(
-                GenerateRequest(pair.answers[0].prompt, 40, SamplingParams(0.0, seed=0), ignore_eos=True)
-            ):
-                events.append((loop.time(), event))
+            request = GenerateRequest(pair.answers[0].prompt, 40, SamplingParams(0.0, seed=0), ignore_eos=True)
+            async for event in client.generate(request):
+                events += [(loop.time(), event)]
         except UnavailableError as error:
             events.append((loop.time(), error))
         cloud.stop()
@@ -111,7 +110,7 @@ def test_a_complete_answer_waits_for_the_cloud_only_so_long():
 
 def test_tokens_drafted_alone_are_verified_or_taken_back_when_the_cloud_returns():
     """After the outage: `Online`, then each unverified token becomes the cloud's own or goes."""
-    events, network = answer(OfflineMode.DRAFT, lose_all(0.15, back=1.5))
+    events, _ = answer(OfflineMode.DRAFT, lose_all(0.15, back=1.5))
     names = kinds(events)
     assert names.index("Offline") < names.index("Unverified") < names.index("Online")
     assert {"Verified", "Retracted"} & set(names)
