@@ -12,8 +12,7 @@ What this does not do: correct grammar, or check that an answer about a state is
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -199,62 +198,9 @@ def _distractors(row: HomeRow, rng: Random, count: int) -> list[Device]:
     return rng.sample(unique, min(count, len(unique)))
 
 
-def vary(row: HomeRow, words: list[str], salt: int) -> HomeRow:
-    """A training variant: now and then a capital letter, or invented names (so that names are copied, not known)."""
-    rng = Random(stable_hash("vary", row.key, salt))  # noqa: S311
-    if row.named and rng.random() < 0.3:
-        row = _rename(row, words, rng)
-    if rng.random() < 0.5:
-        request = row.request[:1].upper() + row.request[1:]
-        row = replace(row, turns=(Message("user", request), *row.turns[1:]))
-    return row
-
-
-def name_words(rows: list[HomeRow]) -> list[str]:
-    """The words that friendly names are made of, sorted."""
-    return sorted({word for row in rows for device in row.house.devices for word in device.name.split()})
-
-
-def _rename(row: HomeRow, words: list[str], rng: Random) -> HomeRow:
-    for device in row.named:
-        if device.name.lower() not in row.request.lower():
-            continue
-        name = " ".join([*rng.sample(words, rng.randint(1, 3)), device.name.split()[-1]])
-        new = device.renamed(name)
-        turns = tuple(_replace_name(turn, device.name, name) for turn in row.turns)
-        row = replace(row, turns=turns, named=tuple(new if d == device else d for d in row.named))
-    return row
-
-
-def _replace_name(turn: Message, old: str, new: str) -> Message:
-    content = re.sub(
-        re.escape(old), lambda match: new if match[0] == old else new.lower(), turn.content, flags=re.IGNORECASE
-    )
-    if turn.content and turn.content[0].isupper():
-        content = content[:1].upper() + content[1:]
-    calls = tuple(
-        replace(call, arguments=call.arguments | {"name": new}) if call.arguments["name"] == old else call
-        for call in turn.calls
-    )
-    return Message(turn.role, content, calls)
-
-
 def kind(row: HomeRow) -> str:
     """What is asked for: a tool, `several` calls, the `status` of a device, or a `missing` device."""
     calls = row.turns[1].calls
     if len(calls) > 1:
         return "several"
     return calls[0].name if calls else "status" if row.named else "missing"
-
-
-def training_chats(rows: list[HomeRow], epoch: int, fair_share: float = 0.05, most_copies: int = 4) -> Iterator[Chat]:
-    """One pass over the training rows with this epoch's houses and variants.
-
-    Rows of a kind that has less than `fair_share` of all rows come more than once, each time in another house.
-    """
-    words = name_words(rows[:500])
-    counts = Counter(kind(row) for row in rows)
-    for row in rows:
-        copies = min(most_copies, max(1, round(fair_share * len(rows) / counts[kind(row)])))
-        for salt in range(epoch * most_copies, epoch * most_copies + copies):
-            yield shorten(vary(row, words, salt), salt)

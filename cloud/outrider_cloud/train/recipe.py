@@ -12,7 +12,8 @@ from outrider_cloud.train import asides
 from outrider_cloud.train.batches import Batch, Course, collate, plan
 from outrider_cloud.train.chat import END, PAD, Example, encode_chats
 from outrider_cloud.train.corpus import Chat
-from outrider_cloud.train.home import HomeRow, read_home, shorten, split, training_chats
+from outrider_cloud.train.home import HomeRow, read_home, shorten, split
+from outrider_cloud.train.variants import training_chats
 
 VOCABULARY = 4096
 CONTEXT = 512
@@ -47,7 +48,8 @@ class Texts:
 
     def chats(self, epoch: int) -> list[Chat]:
         """One pass: all smart-home chats with this pass's houses, and a rotating share of the help data."""
-        return [*training_chats(self.home, epoch), *self.taskmaster[epoch % 2 :: 2], *self.tldr[epoch % 5 :: 5]]
+        home = training_chats(self.home, epoch, elsewhere=self.taskmaster)
+        return [*home, *self.taskmaster[epoch % 2 :: 2], *self.tldr[epoch % 5 :: 5]]
 
     def validation(self) -> list[Chat]:
         """The held-out chats with houses that do not change."""

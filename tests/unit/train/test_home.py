@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from outrider_cloud.train import home
-from outrider_cloud.train.corpus import Call, CorpusError, is_held_out
+from outrider_cloud.train.corpus import Call, CorpusError
 from unit.train.rows import home_row, write_rows
 
 COLORS = frozenset({"saddlebrown", "red"})
@@ -88,45 +88,3 @@ def test_no_second_device_of_the_kind_where_the_request_names_none():
     )
     for salt in range(20):
         assert "Lux Thermostat" not in home.shorten(row, salt).devices
-
-
-def test_an_invented_name_stands_everywhere():
-    row = cleaned(
-        home_row("turn off the kitchen lights", "kitchen lights off", ("HassTurnOff", {"name": "Kitchen Lights"}))
-    )
-    variants = [home.vary(row, ["Blue", "Tower", "Garden"], salt) for salt in range(40)]
-    renamed = [variant for variant in variants if variant.named != row.named]
-    assert 3 < len(renamed) < 25
-    for variant in renamed:
-        name = variant.named[0].name
-        assert variant.turns[1].calls[0].arguments["name"] == name
-        assert name.lower() in variant.request.lower()
-        assert name.lower() in variant.turns[1].content.lower()
-        assert name in home.shorten(variant, 0).devices
-
-
-def test_no_held_out_request_is_trained_on():
-    rows = [
-        cleaned(home_row(f"turn on kitchen lights {n}", "ok", ("HassTurnOn", {"name": "Kitchen Lights"})))
-        for n in range(400)
-    ]
-    training, held_out = home.split(rows)
-    assert len(training) + len(held_out) == 400
-    assert held_out
-    held = {row.request.lower() for row in held_out}
-    for epoch in range(3):
-        assert not any(is_held_out(row.request) for row in training)
-        for chat in home.training_chats(training, epoch):
-            assert chat.messages[1].content.lower() not in held
-
-
-def test_rare_kinds_come_again_in_other_houses():
-    common = [
-        home_row(f"turn on kitchen lights {n}", "ok", ("HassTurnOn", {"name": "Kitchen Lights"})) for n in range(60)
-    ]
-    rows = [cleaned(row) for row in [*common, home_row("is the den lock locked", "the den lock is locked")]]
-    chats = list(home.training_chats(rows, epoch=0))
-    rare = [chat.messages[0].content for chat in chats if "den lock" in chat.messages[1].content.lower()]
-    assert len(chats) == 60 + 3
-    assert len(rare) == 3
-    assert len(set(rare)) > 1
