@@ -19,6 +19,23 @@ Foreign errors (gRPC, ONNX Runtime, transformers, the file system) are wrapped w
     ├── DeadlineError            the caller's deadline passed
     ├── PackError                a pack is damaged, altered or of an unknown format
     ├── ModelError               a model that this engine cannot serve exactly
+    ├── RefusedError             the other side does not allow this identity to do that
+    ├── StorageError             a disk is full, read-only or failing
+    ├── StateError               a signed document of the fleet that must not be applied
+    │   ├── SignatureError       nobody trusted signed it, or it was altered
+    │   ├── ReplayError          older than what was already applied
+    │   └── ConflictError        the number of one that was applied, with another content
+    ├── UpdateError              an update that was refused, or failed and was taken back
+    │   ├── AlteredError         the bytes are not those that were signed
+    │   ├── TruncatedError       the artifact ended before its signed length
+    │   ├── EndlessError         the artifact goes on past its signed length
+    │   ├── UnlistedError        nobody who may vouch for it lists the artifact
+    │   ├── MetadataError        update metadata that cannot be trusted
+    │   │   ├── UntrustedError   too few valid signatures (under-signed, or by a revoked key)
+    │   │   ├── ExpiredError     past its date
+    │   │   └── RollbackError    older than what was seen before
+    │   ├── SelfTestError        the new draft fails its golden prompts
+    │   └── ProbationError       the new draft failed at work, and the device went back
     └── InternalError            our fault
 """
 
@@ -141,6 +158,109 @@ class ModelError(OutriderError):
     """A model that this engine cannot serve exactly, with the reason."""
 
     code = "unsupported_model"
+
+
+class RefusedError(OutriderError):
+    """The other side does not allow this identity to do that."""
+
+    code = "refused"
+
+
+class StorageError(OutriderError):
+    """A disk is full, read-only or failing; the same may work when there is room."""
+
+    code = "storage"
+    retryable = True
+
+
+class StateError(OutriderError):
+    """A document of the fleet plane that must not be applied."""
+
+    code = "state"
+
+
+class SignatureError(StateError):
+    """A document that no trusted key signed, or that was altered, or that is for somebody else."""
+
+    code = "signature"
+
+
+class ReplayError(StateError):
+    """A document older than the one that was already applied."""
+
+    code = "replay"
+
+
+class ConflictError(StateError):
+    """Two documents with the same number and different content."""
+
+    code = "conflict"
+
+
+class UpdateError(OutriderError):
+    """An update of the draft was refused, or failed and was taken back."""
+
+    code = "update"
+
+
+class AlteredError(UpdateError):
+    """The bytes of an artifact are not those that were signed."""
+
+    code = "artifact_altered"
+
+
+class TruncatedError(UpdateError):
+    """An artifact ended before its signed length."""
+
+    code = "artifact_truncated"
+
+
+class EndlessError(UpdateError):
+    """An artifact or metadata goes on past its length."""
+
+    code = "artifact_endless"
+
+
+class UnlistedError(UpdateError):
+    """No role that may vouch for the artifact lists it."""
+
+    code = "artifact_unlisted"
+
+
+class MetadataError(UpdateError):
+    """Update metadata that cannot be trusted."""
+
+    code = "metadata"
+
+
+class UntrustedError(MetadataError):
+    """Metadata with fewer valid signatures than its role needs."""
+
+    code = "metadata_untrusted"
+
+
+class ExpiredError(MetadataError):
+    """Metadata past its date: the repository is frozen or abandoned, or this clock is wrong."""
+
+    code = "metadata_expired"
+
+
+class RollbackError(MetadataError):
+    """Metadata older than what this device has seen."""
+
+    code = "metadata_rollback"
+
+
+class SelfTestError(UpdateError):
+    """The new draft does not give what its publisher says on golden prompts."""
+
+    code = "self_test"
+
+
+class ProbationError(UpdateError):
+    """The new draft failed at work during probation; the device went back to the one before."""
+
+    code = "probation"
 
 
 class InternalError(OutriderError):

@@ -13,6 +13,8 @@ DeviceId = NewType("DeviceId", str)
 NodeId = NewType("NodeId", int)
 
 _SESSION_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
+_DEVICE_ID = re.compile(r"[a-z0-9][a-z0-9-]{1,62}")
+SERVICE_PREFIX = "svc-"
 
 
 def new_session_id() -> SessionId:
@@ -29,3 +31,17 @@ def parse_session_id(text: str) -> SessionId:
     if not _SESSION_ID.fullmatch(text):
         raise ProtocolError(f"session id {text[:80]!r} is malformed", hint="use 8 to 64 characters of A-Z a-z 0-9 _ -")
     return SessionId(text)
+
+
+def parse_device_id(text: str) -> DeviceId:
+    """Check the name of a device: it is a certificate's CN, an MQTT client id and one level of a topic.
+
+    Raises:
+        ProtocolError: if it is not 2 to 63 characters of a-z, 0-9 and '-', or is a service's name.
+    """
+    if not _DEVICE_ID.fullmatch(text) or text.startswith(SERVICE_PREFIX):
+        raise ProtocolError(
+            f"device id {text[:80]!r} is malformed",
+            hint=f"use 2 to 63 characters of a-z 0-9 -, not - first, and not {SERVICE_PREFIX!r} first",
+        )
+    return DeviceId(text)
