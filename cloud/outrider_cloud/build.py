@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from outrider_cloud.drafts.model import DraftModel
 from outrider_cloud.engine.engine import Engine
 from outrider_cloud.engine.exactness import agreeing_buckets
 from outrider_cloud.engine.paced import PacedRunner
 from outrider_cloud.engine.runner import ModelRunner
 from outrider_cloud.kernels.platform import cpu_platform
-from outrider_cloud.model.loading import load_model
+from outrider_cloud.model.loading import BUNDLED, bundled_draft, load_model
+from outrider_shared.errors import MismatchError
 
 if TYPE_CHECKING:
     from outrider_cloud.engine.config import EngineConfig
@@ -20,7 +23,12 @@ if TYPE_CHECKING:
 
 
 def build_engine(
-    model: str | Path | LoadedModel, config: EngineConfig, *, threads: int = 0, pace_step_s: float = 0.0
+    model: str | Path | LoadedModel,
+    config: EngineConfig,
+    *,
+    threads: int = 0,
+    pace_step_s: float = 0.0,
+    draft: str | Path | LoadedModel | None = None,
 ) -> Engine:
     """An engine on the CPU platform.
 
@@ -29,9 +37,11 @@ def build_engine(
         config: Sizes and policies.
         threads: Threads of a step; 0 leaves torch's own choice.
         pace_step_s: Least duration of a step, to stand in for a larger model in benchmarks; 0 is the model's own.
+        draft: Model beside the target that drafts for sessions whose edge is late; likewise a folder or `bundled`.
 
     Raises:
-        ConfigError: if the folder is no model.
+        ConfigError: if a folder is no model.
+        MismatchError: if draft and target do not share their tokens.
         ModelError: if the model cannot be served, or with `config.exact` not bit for bit.
     """
     if threads:
@@ -44,4 +54,27 @@ def build_engine(
         runner = ModelRunner(loaded, platform, config)
     if config.exact:
         runner.buckets = agreeing_buckets(runner)
-    return Engine(runner, config)
+    return Engine(runner, config, draft_model=None if draft is None else build_draft(draft, loaded, config))
+
+
+def build_draft(draft: str | Path | LoadedModel, target: LoadedModel, config: EngineConfig) -> DraftModel:
+    """A draft model on the target's platform, with KV memory of its own for as many tokens.
+
+    Raises:
+        ConfigError: if the folder is no model.
+        MismatchError: if draft and target do not share their tokens.
+    """
+    loaded = (
+        load_model(bundled_draft() if str(draft) == BUNDLED else draft) if isinstance(draft, (str, Path)) else draft
+    )
+    for name, ours, theirs in (
+        ("vocabulary", target.vocabulary, loaded.vocabulary),
+        ("tokenizer", target.tokenizer_sha256[:16], loaded.tokenizer_sha256[:16]),
+    ):
+        if ours != theirs:
+            raise MismatchError(
+                f"the {name} of the draft {loaded.name} is {theirs}, that of the target {target.name} {ours}",
+                hint="use a draft that was made for this target",
+            )
+    natural = dataclasses.replace(config, exact=False)  # a draft is a guess: its bits decide nothing
+    return DraftModel(ModelRunner(loaded, cpu_platform(exact=False), natural), natural)

@@ -67,6 +67,12 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--hold-ms", type=click.FloatRange(0), default=250.0, show_default=True, help="Longest wait for drafts.")
 @click.option("--lease-s", type=click.FloatRange(0), default=30.0, show_default=True, help="KV of a broken stream.")
 @click.option("--drain-s", type=click.FloatRange(0), default=20.0, show_default=True, help="Time to finish on SIGTERM.")
+@click.option(
+    "--draft",
+    default="none",
+    show_default=True,
+    help="A draft model beside the target, for sessions whose edge is late: Hugging Face folder, 'bundled', or 'none'.",
+)
 @click.option("--ready-file", type=click.Path(path_type=Path), help="Write the address here once serving.")
 @click.option(
     "--pace-step-ms", type=click.FloatRange(0), default=0.0, hidden=True, help="Benchmarks: least time of a step."
@@ -85,7 +91,10 @@ def serve(ready_file: Path | None, **flags: Any) -> None:
         drain_s=flags["drain_s"],
     )
     pace_s = flags["pace_step_ms"] / 1e3
-    engine = build_engine(flags["model"], _engine_config(flags), threads=flags["threads"], pace_step_s=pace_s)
+    draft = None if flags["draft"] == "none" else flags["draft"]
+    engine = build_engine(
+        flags["model"], _engine_config(flags), threads=flags["threads"], pace_step_s=pace_s, draft=draft
+    )
 
     def ready(address: str) -> None:
         if ready_file is not None:

@@ -52,7 +52,9 @@ def generate(
         OutriderError: if the engine refuses the prompt or fails.
     """
     events: list[Event] = []
-    request = Request(new_session_id(), tuple(prompt), max_tokens, params, ignore_eos=ignore_eos, logprobs=logprobs)
+    request = Request(
+        new_session_id(), tuple(prompt), max_tokens, params, ignore_eos=ignore_eos, logprobs=logprobs, own_drafts=False
+    )
     started = time.perf_counter()
     engine.open(request, events.append)
     tokens: list[int] = []

@@ -148,7 +148,7 @@ class Device:
         Args:
             request: What to answer.
             on_event: Sees each event as it comes.
-            plain: Stream the cloud's own decoding, without drafts.
+            plain: Stream the target's own decoding, without drafts of anybody.
 
         Raises:
             OutriderError: as `Client.generate`.
@@ -158,7 +158,9 @@ class Device:
         alone: list[int] = []
         finished: Finished | None = None
         client = dataclasses.replace(self._client, new_drafter=None) if plain else self._client
-        events = client.generate(dataclasses.replace(request, pace=Pace.AHEAD) if plain else request)
+        events = client.generate(
+            dataclasses.replace(request, pace=Pace.AHEAD, cloud_drafts=False) if plain else request
+        )
         try:
             async with asyncio.timeout(self._deadline_s), contextlib.aclosing(events):
                 async for event in events:

@@ -30,6 +30,8 @@ STYLES = {
     Origin.CORRECTION: "bold yellow",
     Origin.BONUS: "bold cyan",
     Origin.CLOUD: "default",
+    Origin.CLOUD_LOOKUP: "magenta",
+    Origin.CLOUD_DRAFT: "blue",
 }
 UNVERIFIED = "dim italic"
 MEANING = {
@@ -37,6 +39,8 @@ MEANING = {
     Origin.CORRECTION: "correction by the target",
     Origin.BONUS: "bonus token of the target",
     Origin.CLOUD: "decoded in the cloud",
+    Origin.CLOUD_LOOKUP: "found in the text by the cloud",
+    Origin.CLOUD_DRAFT: "drafted in the cloud",
 }
 
 

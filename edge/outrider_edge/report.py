@@ -52,6 +52,8 @@ class AnswerReport:
             "draft_messages": totals.draft_messages,
             "draft_s": totals.draft_s,
             "cloud_rows": totals.cloud_rows,
+            "cloud_lookups": totals.cloud_lookups,
+            "cloud_drafts": totals.cloud_drafts,
             "cached_tokens": totals.cached_tokens,
             "connects": totals.connects,
             "ttft_s": self.first_s,
@@ -61,9 +63,11 @@ class AnswerReport:
     def summary(self) -> str:
         """One line for a person."""
         totals, count = self.finished.totals, len(self.token_ids)
+        own = totals.cloud_lookups + totals.cloud_drafts
+        cloud = f" and {own} of the cloud's" if own else ""
         alone = f", {len(self.unverified_ids)} more unverified" if self.unverified_ids else ""
         return (
             f"\n{count} tokens in {totals.cloud_steps} cloud steps ({self.tokens_per_step:.2f} per step), "
-            f"{totals.accepted} of {totals.drafted} drafts accepted, {totals.uplink_bytes} B up, "
+            f"{totals.accepted} of {totals.drafted} drafts accepted{cloud}, {totals.uplink_bytes} B up, "
             f"{totals.downlink_bytes} B down, {count / self.wall_s:.0f} tokens/s{alone}"
         )

@@ -7,6 +7,8 @@ Rules:
     * A child of a dead node is dead. A child of an agreed node hangs on the log.
     * `advance` moves the frontier: the child with that token becomes agreed and keeps its subtree, all others die.
     * Two nodes with the same parent and token are one: the later number is another name of the earlier node.
+    * The cloud may hang nodes of its own (`grow`). They have no number, so the edge's numbering knows nothing of them;
+      one that the edge drafts, too, gets its number then. Ancestors of a numbered node are numbered or agreed.
 
 What it does not do: decide what to draft, or what to verify; bound the number of nodes (callers do, by `pending`).
 """
@@ -22,21 +24,25 @@ if TYPE_CHECKING:
 
     from outrider_shared.sampling.rule import Guess
 
+UNNUMBERED = -1
+
 
 class Node:
     """One candidate token.
 
     Attributes:
-        number: Its (first) number.
+        number: Its (first) number; `UNNUMBERED` for one that only the cloud drafted.
         token: Token id.
         position: Index in the log that the token would take.
         parent: The node above; None where it hangs on the log.
         children: Live children by token.
         dead: Whether its path disagrees with the log.
-        guess: The drafter's guess whose best token this is; None for a second best, and in the cloud.
+        guess: The drafter's guess whose best token this is; None for a second best, and for the edge's nodes in the
+            cloud.
+        survival: In the cloud, of a node of its own: probability that it is right if its parent is; else None.
     """
 
-    __slots__ = ("children", "dead", "guess", "number", "parent", "position", "token")
+    __slots__ = ("children", "dead", "guess", "number", "parent", "position", "survival", "token")
 
     def __init__(self, number: int, token: int, position: int, parent: Node | None) -> None:
         self.number = number
@@ -46,6 +52,7 @@ class Node:
         self.children: dict[int, Node] = {}
         self.dead = False
         self.guess: Guess | None = None
+        self.survival: float | None = None
 
 
 class DraftTree:
@@ -57,8 +64,8 @@ class DraftTree:
     Attributes:
         log: The same list.
         children: Live nodes at the frontier, by token.
-        pending: Number of live nodes at or beyond the frontier.
-        last_agreed: The deepest node that the log grew through.
+        pending: Number of live numbered nodes at or beyond the frontier.
+        last_agreed: The deepest numbered node that the log grew through.
     """
 
     def __init__(self, log: list[int]) -> None:
@@ -98,11 +105,25 @@ class DraftTree:
         siblings = self.children if position == len(self.log) or parent is None else parent.children
         known = siblings.get(token)
         if known is not None:
+            if known.number == UNNUMBERED:
+                known.number = len(self._nodes)
+                self.pending += 1
             self._nodes.append(known)
             return known
         node = self._new(token, position, parent)
         siblings[token] = node
         self.pending += 1
+        return node
+
+    def grow(self, token: int, parent: Node | None, survival: float, guess: Guess | None = None) -> Node:
+        """Add a node of the cloud's own below a live node, or, with None, below the log; an equal one is returned."""
+        position = len(self.log) if parent is None else parent.position + 1
+        assert parent is None or not (parent.dead or parent.position < len(self.log)), "a parent is live and pending"
+        siblings = self.children if parent is None else parent.children
+        node = siblings.get(token)
+        if node is None:
+            node = siblings[token] = Node(UNNUMBERED, token, position, parent)
+            node.survival, node.guess = survival, guess
         return node
 
     def advance(self, token: int) -> Node | None:
@@ -111,7 +132,7 @@ class DraftTree:
         self._kill(self.children)
         self.log.append(token)
         self.children = {} if taken is None else taken.children
-        if taken is not None:
+        if taken is not None and taken.number != UNNUMBERED:
             self.pending -= 1
             self.last_agreed = taken
         return taken
@@ -165,6 +186,6 @@ class DraftTree:
         while stack:
             node = stack.pop()
             node.dead = True
-            self.pending -= 1
+            self.pending -= node.number != UNNUMBERED
             stack.extend(node.children.values())
             node.children = {}

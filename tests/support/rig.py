@@ -51,6 +51,7 @@ class Rig:
     ) -> SessionId:
         session_id = SessionId(name or f"session-{len(self.events)}")
         events: list[Event] = []
+        more.setdefault("own_drafts", False)  # else the cloud would draft beside the test
         self.engine.open(Request(session_id, tuple(prompt), max_tokens, params, **more), events.append)
         self.events[session_id] = events
         return session_id

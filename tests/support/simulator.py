@@ -45,11 +45,11 @@ class RecordingEngine(Engine):
         super().__init__(runner, config, clock)
         self.rows: dict[tuple[SessionId, int], torch.Tensor] = {}
 
-    def _extend(self, work: Work, logits: torch.Tensor, tokens: list[int], offsets: list[int], refused: bool) -> None:
+    def _extend(self, work: Work, logits: torch.Tensor, tokens: list[int], offsets: list[int]) -> None:
         first = len(work.session.log)
         for depth, offset in enumerate(offsets):
             self.rows[work.session.request.session_id, first + depth] = logits[offset].clone()
-        super()._extend(work, logits, tokens, offsets, refused)
+        super()._extend(work, logits, tokens, offsets)
 
 
 @dataclass
@@ -150,7 +150,8 @@ class Simulation:
         pace = Pace(request.pace.value)
         self.engine.open(
             Request(device.session_id, request.prompt, request.max_tokens, request.params, committed,
-                    frozenset(request.stop), request.ignore_eos, pace, logprobs=request.logprobs), sink,
+                    frozenset(request.stop), request.ignore_eos, pace, logprobs=request.logprobs,
+                    own_drafts=request.cloud_drafts), sink,
         )  # fmt: skip
 
     def _edge(self, device: Device) -> None:

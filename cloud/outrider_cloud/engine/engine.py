@@ -1,4 +1,6 @@
-"""The conductor: `step` is schedule, reserve, run, commit. Single-threaded; `thread` puts it beside an event loop.
+"""The conductor: `step` is schedule, draft, reserve, run, commit.
+
+Single-threaded; `thread` puts it beside an event loop.
 
 Rules:
     * Only `step` commits, and only what the target itself chose.
@@ -12,11 +14,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from outrider_cloud.drafts.fill import CloudDrafts, source_of
 from outrider_cloud.engine import schedule
-from outrider_cloud.engine.accept import accept
+from outrider_cloud.engine.accept import accept, judge
 from outrider_cloud.engine.batch import lay_out
 from outrider_cloud.engine.checks import check_request, check_tree
-from outrider_cloud.engine.events import Committed, Failed, Finish, Opened, Request, Sink
+from outrider_cloud.engine.events import Committed, Failed, Finish, Opened, Request, Sink, Source
 from outrider_cloud.engine.memory import KvMemory
 from outrider_cloud.engine.session import Session, State
 from outrider_cloud.engine.stats import EngineStats
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from outrider_cloud.drafts.fill import GuessModel
     from outrider_cloud.engine.blocks import BlockPool
     from outrider_cloud.engine.config import EngineConfig
     from outrider_cloud.engine.runner import ModelRunner
@@ -45,14 +49,22 @@ class Engine:
         runner: The model with its KV memory.
         config: Sizes and policies; the same that the runner was made with.
         clock: Seconds, monotonic.
+        draft_model: A small model beside the target, for sessions whose edge is late; None drafts by lookup alone.
     """
 
-    def __init__(self, runner: ModelRunner, config: EngineConfig, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        runner: ModelRunner,
+        config: EngineConfig,
+        clock: Callable[[], float] = time.monotonic,
+        draft_model: GuessModel | None = None,
+    ) -> None:
         self.runner = runner
         self.config = config
         self.memory = KvMemory(config)
         self.sessions: dict[SessionId, Session] = {}
         self.stats = EngineStats()
+        self.drafts = CloudDrafts(config, draft_model)
         self._clock = clock
         self._arrivals = 0
         self._stop_of = runner.loaded.eos
@@ -154,10 +166,15 @@ class Engine:
 
     def step(self) -> bool:
         """Run one batch; returns whether there was anything to do."""
-        now, started, forward_s = self._clock(), time.perf_counter(), self.runner.forward_s
+        now = self._clock()
         self._expire(now)
         self.memory.admit(self.sessions.values())
-        works = self._works(now)
+        ready = schedule.ready(self.sessions.values(), self.config, now, self.stats.step_s)
+        if not ready:
+            return False
+        self.stats.draft_s += self.drafts.fill(ready, self.stats.step_s)
+        started, forward_s = time.perf_counter(), self.runner.forward_s
+        works = self._works(ready)
         if not works:
             return False
         batch = lay_out(works)
@@ -173,19 +190,18 @@ class Engine:
         self.stats.add(len(batch.tokens), self.runner.forward_s - forward_s, time.perf_counter() - started)
         return True
 
-    def _works(self, now: float) -> list[Work]:
+    def _works(self, ready: list[Session]) -> list[Work]:
         """A plan that has its memory. Sessions that find none are left out of the next attempt, never of the next step.
 
         The oldest session can take everyone else's KV, so some attempt succeeds whenever anyone is ready.
         """
-        ready = list(self.sessions.values())
-        while works := schedule.plan(ready, self.config, now, self.stats.step_s):
+        while works := schedule.plan(ready, self.config):
             reserved = self.memory.reserve(works, self.sessions.values())
             self.stats.preemptions = self.memory.preemptions
             if reserved:
                 return reserved
             blocked = {id(work.session) for work in works}
-            ready = [session for session in ready if id(session) not in blocked]
+            ready = [s for s in ready if id(s) not in blocked and s.state is State.RUNNING]
         return []
 
     def idle_until(self) -> float:
@@ -215,28 +231,33 @@ class Engine:
             else:
                 self._extend(work, logits[rows.start : rows.stop], *path)
 
-    def _extend(self, work: Work, logits: torch.Tensor, tokens: list[int], offsets: list[int], refused: bool) -> None:
+    def _extend(self, work: Work, logits: torch.Tensor, tokens: list[int], offsets: list[int]) -> None:
         """Commit what the target chose for one session and keep the KV of the accepted branch."""
-        session, before = work.session, len(work.session.log)
+        session, before, judged = work.session, len(work.session.log), judge(work.nodes, offsets)
+        origins = [*(source_of(work.nodes[offset - 1]) for offset in offsets[1:]), Source.TARGET]
         for taken, token in enumerate(tokens, 1):
             session.tree.advance(token)
             session.finish = session.finish_of(self._stop_of, self.runner.loaded.context_length)
             if session.finish is not None:
-                tokens, offsets = tokens[:taken], offsets[:taken]
+                tokens, offsets, origins = tokens[:taken], offsets[:taken], origins[:taken]
                 break
         self._keep_branch(session, before - 1, offsets)
         session.computed = len(session.log) - 1
         session.seal(self.pool)
         session.usage.steps += 1
         session.usage.rows += work.rows
-        session.usage.accepted += len(tokens) - 1
+        for node in work.nodes:
+            session.usage.ran(source_of(node))
+        for origin in origins[:-1]:  # the last one is the target's own, whether somebody drafted it or not
+            session.usage.committed(origin)
         self.stats.committed += len(tokens)
-        if work.nodes:
-            session.learn(len(offsets) - 1, refused=refused)
+        session.learn(judged, len(tokens))
+        self.drafts.learn(judged)
         session.note_commit(self._clock())
         if session.request.logprobs:
             session.logprobs += log_probabilities(logits[offsets], tokens, session.request.top_logprobs)
-        session.sink(self._committed(session, before))
+        own = any(origin > Source.EDGE for origin in origins)
+        session.sink(self._committed(session, before, origins=tuple(origins) if own else ()))
         if session.finish is not None:
             self._retire(session)
 
@@ -247,7 +268,9 @@ class Engine:
             slots = session.slots
             self.runner.kv.move([int(slots[root + o]) for o, _ in moves], [int(slots[root + d]) for _, d in moves])
 
-    def _committed(self, session: Session, known: int, *, steps: int = 1) -> Committed:
+    def _committed(
+        self, session: Session, known: int, *, steps: int = 1, origins: tuple[Source, ...] = ()
+    ) -> Committed:
         """The event for the log's tokens from index `known` on."""
         node = session.tree.last_agreed
         agreed = node is not None and node.position >= known
@@ -258,6 +281,7 @@ class Engine:
             accepted=node.number if agreed and node is not None else -1,
             known=node.position + 1 - known if agreed and node is not None else 0,
             steps=steps,
+            origins=origins,
             finish=session.finish,
             logprobs=tuple(session.logprobs[known - session.opened_at :]),
             usage=session.usage if session.finish is not None else None,
@@ -272,6 +296,7 @@ class Engine:
     def _retire(self, session: Session) -> None:
         """Free a finished session's KV (full blocks stay in the prefix cache) and keep its log for a late resume."""
         session.drop_kv(self.pool)
+        self.drafts.forget(session.request.session_id)
         session.state = State.FINISHED
         session.lease_end = min(session.lease_end, self._clock() + self.config.lease_s)
 
@@ -281,6 +306,7 @@ class Engine:
 
     def _drop(self, session: Session) -> None:
         session.drop_kv(self.pool)
+        self.drafts.forget(session.request.session_id)
         session.state = State.FINISHED
         del self.sessions[session.request.session_id]
 

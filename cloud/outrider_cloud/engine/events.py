@@ -33,6 +33,15 @@ class Finish(enum.Enum):
     CANCELLED = "cancelled"
 
 
+class Source(enum.IntEnum):
+    """Who proposed a committed token; the values are the wire's."""
+
+    TARGET = 0  # nobody: the target's own choice
+    EDGE = 1
+    LOOKUP = 2  # the cloud, from the session's own text
+    MODEL = 3  # the cloud, by its draft model
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One session as its owner asked for it.
@@ -49,6 +58,7 @@ class Request:
         logprobs: Whether to report log-probabilities.
         top_logprobs: Likeliest tokens to report with each, from 0 to 20.
         min_tokens: End tokens and `stop` are not chosen before this many tokens are generated.
+        own_drafts: Whether the cloud may draft for the session; without, and without drafts, it decodes plainly.
     """
 
     session_id: SessionId
@@ -62,6 +72,7 @@ class Request:
     logprobs: bool = False
     top_logprobs: int = 0
     min_tokens: int = 0
+    own_drafts: bool = True
 
 
 @dataclass(slots=True)
@@ -74,6 +85,29 @@ class Usage:
     cached_tokens: int = 0
     accepted: int = 0
     preemptions: int = 0
+    accepted_lookup: int = 0
+    accepted_cloud: int = 0
+    edge_rows: int = 0
+    lookup_rows: int = 0
+    cloud_rows: int = 0
+
+    def ran(self, source: Source) -> None:
+        """A draft row of that source ran."""
+        if source is Source.EDGE:
+            self.edge_rows += 1
+        elif source is Source.LOOKUP:
+            self.lookup_rows += 1
+        else:
+            self.cloud_rows += 1
+
+    def committed(self, source: Source) -> None:
+        """A token of that source was committed."""
+        if source is Source.EDGE:
+            self.accepted += 1
+        elif source is Source.LOOKUP:
+            self.accepted_lookup += 1
+        elif source is Source.MODEL:
+            self.accepted_cloud += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +125,19 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
+class Hint:
+    """How much drafting is of use.
+
+    Attributes:
+        max_nodes: Draft nodes that should be in flight at most.
+        load: Rows that all sessions could use, in percent of a step's.
+    """
+
+    max_nodes: int
+    load: int
+
+
+@dataclass(frozen=True, slots=True)
 class Committed:
     """The log grew.
 
@@ -100,6 +147,8 @@ class Committed:
         accepted: Number of the deepest draft node among the tokens; -1 if there is none.
         known: How many of the tokens lie on that node's path.
         steps: Engine steps that this took.
+        origins: Who proposed each token; empty if the edge knows by itself (all beyond `known` are the target's).
+        hint: What the edge should know of the cloud's load; None if nothing changed.
         finish: Set with the last event of a session.
         logprobs: One per token if asked for.
         usage: Set with `finish`.
@@ -111,6 +160,8 @@ class Committed:
     accepted: int = -1
     known: int = 0
     steps: int = 1
+    origins: tuple[Source, ...] = ()
+    hint: Hint | None = None
     finish: Finish | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
     usage: Usage | None = None

@@ -1,16 +1,16 @@
-"""Which rows the next step runs. Decides only: nothing is changed here.
+"""Who runs in the next step, and with which rows. Decides only: nothing is changed here.
 
 Rules:
-    * Every session that is not holding gets its next sure token before anyone gets drafts; least recently served first.
+    * A session without a usable draft waits for one as long as its pace says (`patience_s`); all others are ready.
+    * Every ready session gets its next sure token before anyone gets drafts; least recently served first. So of n ready
+      sessions each is served within ceil(n / rows) steps, whatever the others draft.
     * Prompts get at least `prefill_share` of the rows while they wait, and all that decoding leaves. Neither starves:
       each gets one row at least, in turn if there is only one.
-    * What is left goes to draft rows by worth: a node at depth d of a session whose drafts survive with probability p
-      is worth p^d tokens; a sure row is worth one.
+    * Of what is left, half is dealt evenly: that many of its own worthiest nodes each session gets. The rest goes to
+      the worthiest of all. A sure row is worth one token, a node the product of the survivals on its path.
     * A node runs only if its parent runs in the same step or is the log.
 
-    * A session without a usable draft waits for one as long as its pace says (`patience_s`).
-
-What it does not do: find memory (the engine does, and may shrink a plan), or know what a row costs.
+What it does not do: find memory (the engine does, and may shrink a plan), draft, or know what a row costs.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Work:
         return self.sure == self.session.sure_rows
 
 
-def plan(sessions: Iterable[Session], config: EngineConfig, now: float, step_s: float = 0.0) -> list[Work]:
-    """The next step's work, at most `config.rows` rows; empty if nobody is ready.
+def ready(sessions: Iterable[Session], config: EngineConfig, now: float, step_s: float = 0.0) -> list[Session]:
+    """Who does not wait.
 
     Args:
         sessions: All of them.
@@ -65,8 +65,12 @@ def plan(sessions: Iterable[Session], config: EngineConfig, now: float, step_s: 
     """
     present = [s for s in sessions if s.state is State.RUNNING]
     loaded = is_loaded(present, config)
-    running = [s for s in present if not s.holds(now, patience_s(s, config, now, step_s, loaded=loaded))]
-    running.sort(key=lambda s: (s.last_step, s.arrival))
+    return [s for s in present if not s.holds(now, patience_s(s, config, now, step_s, loaded=loaded))]
+
+
+def plan(running: Iterable[Session], config: EngineConfig) -> list[Work]:
+    """The work of a step for sessions that are ready, at most `config.rows` rows."""
+    running = sorted(running, key=lambda s: (s.last_step, s.arrival))
     prompts = [s for s in running if s.sure_rows > 1]
     decoders = [s for s in running if s.sure_rows == 1]
     reserved = min(max(1, int(config.rows * config.prefill_share)), sum(s.sure_rows for s in prompts))
@@ -86,22 +90,55 @@ def plan(sessions: Iterable[Session], config: EngineConfig, now: float, step_s: 
 
 
 def _add_drafts(works: list[Work], left: int, most: int) -> None:
-    """Fill `left` rows with the worthiest nodes, at most `most` a session."""
-    heap: list[tuple[float, int, int, Node, Work]] = []
-
-    def offer(work: Work, nodes: Iterable[Node], worth: float) -> None:
-        for node in nodes:
-            heapq.heappush(heap, (-worth * work.session.survival, node.number, work.session.arrival, node, work))
-
-    for work in works:
-        offer(work, work.session.tree.children.values(), 1.0)
+    """Fill `left` rows with draft nodes, at most `most` a session: a fair share first, then the worthiest."""
+    queues = [_Worthiest(work) for work in works if work.session.tree.children]
+    if not queues:
+        return
+    share = min(most, left // (2 * len(queues)))
+    for queue in queues:
+        left -= queue.take(share)
+    heap = [(queue.worth, rank, queue) for rank, queue in enumerate(queues) if queue]
+    heapq.heapify(heap)
     while heap and left:
-        worth, _, _, node, work = heapq.heappop(heap)
-        if len(work.nodes) == most:
+        _, rank, queue = heapq.heappop(heap)
+        if len(queue.work.nodes) == most:
             continue
-        work.nodes.append(node)
-        left -= 1
-        offer(work, node.children.values(), -worth)
+        left -= queue.take(1)
+        if queue:
+            heapq.heappush(heap, (queue.worth, rank, queue))
+
+
+class _Worthiest:
+    """One session's nodes that may run next, worthiest first."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self._heap: list[tuple[float, int, int, Node]] = []
+        self._count = 0
+        self._offer(work.session.tree.children.values(), 1, 1.0)
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    @property
+    def worth(self) -> float:
+        """Of the next node, negative: the least is the worthiest."""
+        return self._heap[0][0]
+
+    def take(self, count: int) -> int:
+        """Add up to `count` nodes to the work; returns how many."""
+        taken = 0
+        while self._heap and taken < count:
+            worth, _, depth, node = heapq.heappop(self._heap)
+            self.work.nodes.append(node)
+            self._offer(node.children.values(), depth + 1, -worth)
+            taken += 1
+        return taken
+
+    def _offer(self, nodes: Iterable[Node], depth: int, reach: float) -> None:
+        for node, survival in self.work.session.rated(nodes, depth):
+            self._count += 1  # ties go to what was drafted first
+            heapq.heappush(self._heap, (-reach * survival, self._count, depth, node))
 
 
 def is_loaded(running: Sequence[Session], config: EngineConfig) -> bool:
@@ -125,7 +162,7 @@ def patience_s(session: Session, config: EngineConfig, now: float, step_s: float
         return 0.0
     wait_s = session.expected_wait_s(now, step_s)
     alone = math.ceil(wait_s / step_s)
-    late = session.survival**alone * max(0.0, session.gain - 1.0 - alone)
+    late = session.survival.overall**alone * max(0.0, session.gain - 1.0 - alone)
     waiting, ahead = session.gain / (wait_s + step_s), (alone + 1.0 + late) / ((alone + 1.0) * step_s)
     if waiting <= ahead:
         return 0.0

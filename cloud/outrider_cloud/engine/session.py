@@ -8,20 +8,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from outrider_cloud.engine.events import Finish, Usage
-from outrider_shared.tree import DraftTree
+from outrider_cloud.engine.survival import DraftSurvival
+from outrider_shared.tree import UNNUMBERED, DraftTree
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
     from outrider_cloud.engine.blocks import BlockPool
     from outrider_cloud.engine.events import Request, Sink
     from outrider_shared.logprobs import TokenLogprobs
+    from outrider_shared.tree import Node
 
 
 _LEARNING_RATE = 0.1
 _REMEMBERED_COMMITS = 64
+
+# A node whose parent was right: its depth below the log's end, and whether it was right, too.
+Judged = tuple["Node", int, bool]
 
 
 class State(enum.Enum):
@@ -49,8 +54,9 @@ class Session:
     Attributes:
         opened_at: Length of the log when the session was opened here: prompt, and what its owner knew already.
         logprobs: Of the log's tokens from there on, where asked for; kept, since a resume may need the last again.
-        survival: Probability that a drafted token survives, given that the one before it did; learned.
-        gain: Tokens that a step with drafts commits; learned.
+        survival: How likely the edge's drafts are right; learned.
+        gain: Tokens that a step with drafts of the edge commits; learned.
+        own_gain: Tokens that a step without them commits, the cloud's own drafts included; learned.
         response_s: Time from a commit to the first draft that builds on it; learned, None before the first.
     """
 
@@ -74,8 +80,9 @@ class Session:
         self.more_drafts = False
         self.no_drafts = False
         self.last_step = 0
-        self.survival = 0.7
+        self.survival = DraftSurvival()
         self.gain = 3.0
+        self.own_gain = 1.0
         self.response_s: float | None = None
         self.silent_since: float | None = None
         self._committed_at: dict[int, float] = {}
@@ -84,6 +91,11 @@ class Session:
     def generated(self) -> int:
         """Tokens committed beyond the prompt."""
         return len(self.log) - len(self.request.prompt)
+
+    @property
+    def draftable(self) -> int:
+        """How deep a draft is of use: the last token of an answer is always the target's own."""
+        return self.request.max_tokens - self.generated - 1
 
     @property
     def sure_rows(self) -> int:
@@ -120,12 +132,33 @@ class Session:
             taken = now - started
             self.response_s = taken if self.response_s is None else self.response_s + 0.3 * (taken - self.response_s)
 
-    def learn(self, accepted: int, *, refused: bool) -> None:
-        """Follow how often a drafted token survives, given that the one before it did (moving average)."""
-        trials = accepted + (1 if refused else 0)
-        if trials:
-            self.survival += _LEARNING_RATE * (accepted / trials - self.survival)
+    def likeliest(self, nodes: Iterable[Node], depth: int) -> tuple[Node, float]:
+        """Of siblings at that depth, the one that is most likely right, and how likely that is."""
+        rated = self.rated(nodes, depth)
+        return max(rated, key=lambda pair: pair[1])
+
+    def rated(self, nodes: Iterable[Node], depth: int) -> list[tuple[Node, float]]:
+        """Siblings at that depth, each with the probability that it is right if its parent is."""
+        rated, first = [], True
+        for node in nodes:
+            if node.survival is not None:
+                rated.append((node, node.survival))
+            else:
+                rated.append((node, self.survival.of(depth, first=first)))
+                first = False
+        return rated
+
+    def learn(self, judged: Sequence[Judged], committed: int) -> None:
+        """A step ran with draft nodes, and committed that many tokens: follow how often drafts are right."""
+        firsts = _first_numbers(judged)
+        for node, depth, hit in judged:
+            if node.number != UNNUMBERED:
+                self.survival.observe(depth, first=node.number == firsts[depth], hit=hit)
+        accepted = sum(1 for node, _, hit in judged if hit and node.number != UNNUMBERED)
+        if any(depth == 1 and node.number != UNNUMBERED for node, depth, _ in judged):
             self.gain += _LEARNING_RATE * (accepted + 1 - self.gain)
+        else:
+            self.own_gain += _LEARNING_RATE * (committed - self.own_gain)
 
     def blocks_for(self, rows: int, block_size: int) -> int:
         """Blocks missing to hold `rows` more tokens behind the computed ones."""
@@ -170,3 +203,12 @@ class Session:
         if len(self.log) >= context_length:
             return Finish.CONTEXT
         return None
+
+
+def _first_numbers(judged: Sequence[Judged]) -> dict[int, int]:
+    """Per depth, the number of the edge's first node there: its best guess."""
+    firsts: dict[int, int] = {}
+    for node, depth, _ in judged:
+        if node.number != UNNUMBERED:
+            firsts[depth] = min(firsts.get(depth, node.number), node.number)
+    return firsts

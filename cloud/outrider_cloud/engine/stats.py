@@ -17,7 +17,8 @@ class EngineStats:
         committed: Tokens committed.
         preemptions: Times a session was put aside for want of KV.
         forward_s: Seconds inside the model's forward, attention included.
-        total_s: Seconds inside `Engine.step` when it had work; the difference is our own overhead.
+        draft_s: Seconds spent on drafts of the cloud's own, before the steps that ran them.
+        total_s: Seconds inside `Engine.step` when it had work, drafting aside; the difference is our own overhead.
         step_s: Time of a step these days (moving average).
     """
 
@@ -26,6 +27,7 @@ class EngineStats:
     committed: int = 0
     preemptions: int = 0
     forward_s: float = 0.0
+    draft_s: float = 0.0
     total_s: float = 0.0
     step_s: float = 0.0
 

@@ -68,6 +68,11 @@ def bundled_model() -> Path:
     return Path(str(files("outrider_cloud") / "bundled" / "target"))
 
 
+def bundled_draft() -> Path:
+    """Folder of the draft that ships with the package, as a model; devices get it as a pack."""
+    return Path(str(files("outrider_cloud") / "bundled" / "draft"))
+
+
 def load_model(path: str | Path, dtype: torch.dtype = torch.float32, *, check: bool = True) -> LoadedModel:
     """Load a folder, or the bundled model for the name `bundled`.
 

@@ -66,6 +66,7 @@ def read_open(message: pb.Open, model: LoadedModel) -> Request:
         logprobs=message.logprobs,
         top_logprobs=message.top_logprobs,
         min_tokens=message.min_tokens,
+        own_drafts=not message.no_cloud_drafts,
     )
 
 

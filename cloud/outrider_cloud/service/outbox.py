@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from outrider_cloud.engine.events import Committed, Event, Failed, Finish, Usage
+from outrider_cloud.engine.events import Committed, Event, Failed, Finish, Source, Usage
 from outrider_shared.logprobs import pack_logprobs
 from outrider_shared.packing import pack_tokens
 from outrider_wire.v1 import verifier_pb2 as pb
@@ -73,15 +73,25 @@ def merge(commits: Sequence[Committed]) -> Committed:
         tuple(token for c in commits for token in c.tokens),
         last.length,
         steps=sum(c.steps for c in commits),
+        origins=_merged_origins(commits),
+        hint=next((c.hint for c in reversed(commits) if c.hint is not None), None),
         finish=last.finish,
         logprobs=tuple(p for c in commits for p in c.logprobs),
         usage=last.usage,
     )
 
 
+def _merged_origins(commits: Sequence[Committed]) -> tuple[Source, ...]:
+    """One per token: with the tokens spelled out, the edge cannot tell any more which of them it had drafted."""
+    merged: list[Source] = []
+    for c in commits:
+        merged += c.origins or [Source.EDGE] * c.known + [Source.TARGET] * (len(c.tokens) - c.known)
+    return tuple(merged)
+
+
 def commit_to_wire(event: Committed, vocabulary: int) -> pb.Commit:
     """The message of a commit."""
-    explicit = event.tokens[event.known :]
+    explicit, origins = event.tokens[event.known :], event.origins[event.known :]
     logprobs, top_tokens, top_logprobs = (
         pack_logprobs(event.logprobs, vocabulary) if event.logprobs else (b"", b"", b"")
     )
@@ -96,6 +106,9 @@ def commit_to_wire(event: Committed, vocabulary: int) -> pb.Commit:
         top_logprobs=top_logprobs,
         more_steps=max(0, event.steps - 1),
         usage=None if event.usage is None else usage_to_wire(event.usage),
+        origins=pack_tokens(origins, len(Source)) if any(origins) else b"",
+        max_nodes=0 if event.hint is None else event.hint.max_nodes,
+        load=0 if event.hint is None else event.hint.load,
     )
 
 
@@ -108,6 +121,11 @@ def usage_to_wire(usage: Usage) -> pb.Usage:
         cached_tokens=usage.cached_tokens,
         accepted=usage.accepted,
         preemptions=usage.preemptions,
+        accepted_lookup=usage.accepted_lookup,
+        accepted_cloud=usage.accepted_cloud,
+        edge_rows=usage.edge_rows,
+        lookup_rows=usage.lookup_rows,
+        cloud_rows=usage.cloud_rows,
     )
 
 

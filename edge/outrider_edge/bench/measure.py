@@ -80,7 +80,7 @@ class Contestant:
         """Generate one answer and tell what it took."""
         before, cpu_s = await self._bytes(), self._cloud.cpu_s()
         watch = Stopwatch()
-        asked = dataclasses.replace(request, pace=self.how.pace)
+        asked = dataclasses.replace(request, pace=self.how.pace, cloud_drafts=self.how.cloud_drafts)
         report = await self._device.answer(asked, watch, plain=not self.how.drafts or self._relay_log is not None)
         after, cpu_end_s = await self._bytes(), self._cloud.cpu_s()
         finished = report.finished

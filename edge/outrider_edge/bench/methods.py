@@ -29,12 +29,14 @@ class Method:
         pace: What the cloud does without drafts.
         drafts: Whether there is a drafter.
         policy: How far to draft.
+        cloud_drafts: Whether the cloud may draft, too.
     """
 
     name: str
     pace: Pace
     drafts: bool = True
     policy: DraftPolicy = field(default_factory=DraftPolicy)
+    cloud_drafts: bool = False
 
 
 def plain() -> Method:
@@ -50,7 +52,7 @@ def chain(length: int) -> Method:
 
 def ours() -> list[Method]:
     """Each pace as the product runs it."""
-    return [Method(f"ours-{pace.value}", pace) for pace in Pace]
+    return [Method(f"ours-{pace.value}", pace, cloud_drafts=True) for pace in Pace]
 
 
 def drafted() -> list[Method]:

@@ -84,6 +84,7 @@ class Relay:
             stop=tuple(opening.stop_token_ids),
             ignore_eos=opening.ignore_eos,
             pace=self._how.pace,
+            cloud_drafts=self._how.cloud_drafts,
         )
 
     def _record(self, finished: Finished) -> None:

@@ -22,6 +22,8 @@ class Origin(enum.StrEnum):
     CORRECTION = "correction"  # the target chose another token than was drafted
     BONUS = "bonus"  # the target's own token behind a draft that was accepted to its end
     CLOUD = "cloud"  # decoded in the cloud while no draft was at hand
+    CLOUD_LOOKUP = "cloud-lookup"  # the cloud found it in the session's own text, confirmed by the target
+    CLOUD_DRAFT = "cloud-draft"  # drafted by a model in the cloud, confirmed by the target
 
 
 class Pace(enum.StrEnum):
@@ -61,6 +63,7 @@ class GenerateRequest:
     top_logprobs: int = 0
     min_tokens: int = 0
     grammar: Grammar | None = None
+    cloud_drafts: bool = True
     trace: bool = False
 
     def __post_init__(self) -> None:
@@ -191,6 +194,8 @@ class Totals:
         accepted: Of them, committed.
         cloud_steps: Engine steps that committed tokens.
         cloud_rows: Rows of those steps.
+        cloud_lookups, cloud_drafts: Committed tokens that the cloud drafted itself, by lookup and by its draft model.
+        lookup_rows, draft_rows: The part of `cloud_rows` that these took.
         cached_tokens: Prompt tokens whose KV the cloud held when the session began
             (`usage.prompt_tokens_details.cached_tokens`); final with `Finished`.
         uplink_bytes, downlink_bytes: Message bytes with gRPC and HTTP/2 framing, prompt included.
@@ -207,6 +212,10 @@ class Totals:
     accepted: int = 0
     cloud_steps: int = 0
     cloud_rows: int = 0
+    cloud_lookups: int = 0
+    cloud_drafts: int = 0
+    lookup_rows: int = 0
+    draft_rows: int = 0
     cached_tokens: int = 0
     uplink_bytes: int = 0
     downlink_bytes: int = 0

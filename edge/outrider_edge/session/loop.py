@@ -300,6 +300,7 @@ class SessionLoop:
             top_logprobs=request.top_logprobs,
             min_tokens=request.min_tokens,
             grammar=grammar_to_wire(request.grammar),
+            no_cloud_drafts=not request.cloud_drafts,
         )
 
 

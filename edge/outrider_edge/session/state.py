@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 # Of the probability that the best candidate leaves, how much the next one takes (0.6 measured on the bundled pair).
 _NEXT_BEST_SHARE = 0.6
 
+# By the numbers of `Commit.origins`; the target's own tokens are told apart here.
+_ORIGINS = (None, Origin.ACCEPTED, Origin.CLOUD_LOOKUP, Origin.CLOUD_DRAFT)
+_DRAFTED = {Origin.ACCEPTED, Origin.CLOUD_LOOKUP, Origin.CLOUD_DRAFT}
+
 _REASONS = {
     pb.FINISH_REASON_EOS: "eos",
     pb.FINISH_REASON_STOP: "stop",
@@ -196,8 +200,11 @@ class SessionState:
             have = len(self.log) + len(tokens)
             raise ProtocolError(f"after this commit the log has {have} tokens here, {message.length} in the cloud")
         logprobs = self._logprobs(message, len(tokens))
-        origins = self._advance(path, explicit)
-        self.totals.accepted += len(path)
+        sources = (
+            unpack_tokens(message.origins, len(explicit), len(_ORIGINS)) if message.origins else [0] * len(explicit)
+        )
+        origins = self._advance(path, explicit, [_ORIGINS[source] for source in sources])
+        self.totals.accepted += origins.count(Origin.ACCEPTED)
         self._settle()
         self._count(message, tokens)
         if not logprobs:
@@ -225,17 +232,18 @@ class SessionState:
             raise ProtocolError(f"the path of accepted node {node.number} disagrees with the log")
         return path[len(known) :]
 
-    def _advance(self, path: list[int], explicit: list[int]) -> list[Origin]:
+    def _advance(self, path: list[int], explicit: list[int], told: list[Origin | None]) -> list[Origin]:
         for token in path:
             self._learn(token)
             self.tree.advance(token)
         origins = [Origin.ACCEPTED] * len(path)
-        for token in explicit:
+        for token, known in zip(explicit, told, strict=True):
             refused = any(child.number < self.sent for child in self.tree.children.values())
-            drafted = bool(origins) and origins[-1] is Origin.ACCEPTED
+            drafted = bool(origins) and origins[-1] in _DRAFTED
             self._learn(token)
             self.tree.advance(token)
-            origins.append(Origin.CORRECTION if refused else Origin.BONUS if drafted else Origin.CLOUD)
+            own = Origin.CORRECTION if refused else Origin.BONUS if drafted else Origin.CLOUD
+            origins.append(known or own)
         return origins
 
     def _learn(self, token: int) -> None:
@@ -264,6 +272,8 @@ class SessionState:
             # A session that moved between replicas has our own count only.
             totals.accepted, totals.cloud_rows = message.usage.accepted, message.usage.rows
             totals.cloud_steps, totals.cached_tokens = message.usage.steps, message.usage.cached_tokens
+            totals.cloud_lookups, totals.cloud_drafts = message.usage.accepted_lookup, message.usage.accepted_cloud
+            totals.lookup_rows, totals.draft_rows = message.usage.lookup_rows, message.usage.cloud_rows
 
     def _append(self, token: int) -> Node:
         if self.tip is None or self.tip.position < len(self.log):

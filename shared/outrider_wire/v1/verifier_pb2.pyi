@@ -282,6 +282,7 @@ class Open(_message.Message):
     PREFIX_DIGEST_FIELD_NUMBER: _builtins.int
     TOKEN_CODING_FIELD_NUMBER: _builtins.int
     PADDING_FIELD_NUMBER: _builtins.int
+    NO_CLOUD_DRAFTS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """8 to 64 characters of A-Z a-z 0-9 _ -; random, so that no other device can name it."""
     protocol_version: _builtins.int
@@ -322,6 +323,8 @@ class Open(_message.Message):
     prefix_digest: _builtins.bytes
     token_coding: Global___TokenCoding.ValueType
     """How `prompt` and `committed` are written."""
+    no_cloud_drafts: _builtins.bool
+    """The cloud shall not draft by itself. The text is the same; for measurements of what drafts bring."""
     @_builtins.property
     def sampling(self) -> Global___Sampling: ...
     @_builtins.property
@@ -363,10 +366,11 @@ class Open(_message.Message):
         prefix_digest: _builtins.bytes = ...,
         token_coding: Global___TokenCoding.ValueType = ...,
         padding: Global___Padding | None = ...,
+        no_cloud_drafts: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar", "padding", b"padding", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "committed_length", b"committed_length", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "lease", b"lease", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "model", b"model", "pace", b"pace", "padding", b"padding", "prefix", b"prefix", "prefix_digest", b"prefix_digest", "prefix_length", b"prefix_length", "prompt", b"prompt", "prompt_length", b"prompt_length", "protocol_version", b"protocol_version", "sampling", b"sampling", "session_id", b"session_id", "stop_token_ids", b"stop_token_ids", "token_coding", b"token_coding", "tokenizer_sha256", b"tokenizer_sha256", "top_logprobs", b"top_logprobs", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "committed_length", b"committed_length", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "lease", b"lease", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "model", b"model", "no_cloud_drafts", b"no_cloud_drafts", "pace", b"pace", "padding", b"padding", "prefix", b"prefix", "prefix_digest", b"prefix_digest", "prefix_length", b"prefix_length", "prompt", b"prompt", "prompt_length", b"prompt_length", "protocol_version", b"protocol_version", "sampling", b"sampling", "session_id", b"session_id", "stop_token_ids", b"stop_token_ids", "token_coding", b"token_coding", "tokenizer_sha256", b"tokenizer_sha256", "top_logprobs", b"top_logprobs", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -644,6 +648,8 @@ class Commit(_message.Message):
     TOKEN_LOGPROBS_FIELD_NUMBER: _builtins.int
     TOP_TOKENS_FIELD_NUMBER: _builtins.int
     TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    ORIGINS_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
     accepted: _builtins.int
     """Last accepted node + 1; 0 = no node was accepted."""
     tokens: _builtins.bytes
@@ -663,6 +669,12 @@ class Commit(_message.Message):
     top_tokens: _builtins.bytes
     """Open.top_logprobs likeliest tokens of each of those positions, best first: packed token ids, and halves as above."""
     top_logprobs: _builtins.bytes
+    origins: _builtins.bytes
+    """Where `tokens` come from, 2 bits each, least significant bits first: 0 the target, 1 a draft of this edge (in merged
+    commits), 2 the cloud's prompt lookup, 3 the cloud's draft model. Empty: all are the target's.
+    """
+    load: _builtins.int
+    """Rows that all sessions of the service could use, in percent of a step's; with `max_nodes`, 0 = not told."""
     @_builtins.property
     def usage(self) -> Global___Usage:
         """With the last commit: what the answer cost."""
@@ -681,10 +693,12 @@ class Commit(_message.Message):
         token_logprobs: _builtins.bytes = ...,
         top_tokens: _builtins.bytes = ...,
         top_logprobs: _builtins.bytes = ...,
+        origins: _builtins.bytes = ...,
+        load: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "count", b"count", "finish", b"finish", "length", b"length", "max_nodes", b"max_nodes", "more_steps", b"more_steps", "token_logprobs", b"token_logprobs", "tokens", b"tokens", "top_logprobs", b"top_logprobs", "top_tokens", b"top_tokens", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "count", b"count", "finish", b"finish", "length", b"length", "load", b"load", "max_nodes", b"max_nodes", "more_steps", b"more_steps", "origins", b"origins", "token_logprobs", b"token_logprobs", "tokens", b"tokens", "top_logprobs", b"top_logprobs", "top_tokens", b"top_tokens", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -700,6 +714,11 @@ class Usage(_message.Message):
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     ACCEPTED_FIELD_NUMBER: _builtins.int
     PREEMPTIONS_FIELD_NUMBER: _builtins.int
+    ACCEPTED_LOOKUP_FIELD_NUMBER: _builtins.int
+    ACCEPTED_CLOUD_FIELD_NUMBER: _builtins.int
+    EDGE_ROWS_FIELD_NUMBER: _builtins.int
+    LOOKUP_ROWS_FIELD_NUMBER: _builtins.int
+    CLOUD_ROWS_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
     """engine steps that committed tokens of this session"""
     rows: _builtins.int
@@ -709,9 +728,19 @@ class Usage(_message.Message):
     cached_tokens: _builtins.int
     """prompt rows taken from the KV cache"""
     accepted: _builtins.int
-    """draft nodes that were committed"""
+    """draft nodes of the edge that were committed"""
     preemptions: _builtins.int
     """times that the session was put aside for want of KV memory and computed again"""
+    accepted_lookup: _builtins.int
+    """tokens that the cloud's prompt lookup drafted and that were committed"""
+    accepted_cloud: _builtins.int
+    """tokens that the cloud's draft model drafted and that were committed"""
+    edge_rows: _builtins.int
+    """of `rows`: drafts of the edge"""
+    lookup_rows: _builtins.int
+    """of `rows`: drafts of the cloud's prompt lookup"""
+    cloud_rows: _builtins.int
+    """of `rows`: drafts of the cloud's draft model"""
     def __init__(
         self,
         *,
@@ -721,10 +750,15 @@ class Usage(_message.Message):
         cached_tokens: _builtins.int = ...,
         accepted: _builtins.int = ...,
         preemptions: _builtins.int = ...,
+        accepted_lookup: _builtins.int = ...,
+        accepted_cloud: _builtins.int = ...,
+        edge_rows: _builtins.int = ...,
+        lookup_rows: _builtins.int = ...,
+        cloud_rows: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "cached_tokens", b"cached_tokens", "preemptions", b"preemptions", "prefill_rows", b"prefill_rows", "rows", b"rows", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "accepted_cloud", b"accepted_cloud", "accepted_lookup", b"accepted_lookup", "cached_tokens", b"cached_tokens", "cloud_rows", b"cloud_rows", "edge_rows", b"edge_rows", "lookup_rows", b"lookup_rows", "preemptions", b"preemptions", "prefill_rows", b"prefill_rows", "rows", b"rows", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -78,7 +78,7 @@ def virtual_time():
     """Run a block with a virtual loop; product modules that ask `time` are told its time."""
     loop = VirtualLoop()
     shim = types.SimpleNamespace(monotonic=loop.clock, perf_counter=loop.clock, time=loop.clock)
-    names = ("outrider_edge.", "outrider_cloud.engine", "outrider_cloud.service")
+    names = ("outrider_edge.", "outrider_cloud.drafts", "outrider_cloud.engine", "outrider_cloud.service")
     patched = [m for n, m in sys.modules.items() if n.startswith(names) and getattr(m, "time", None) is time]
     for module in patched:
         module.time = shim

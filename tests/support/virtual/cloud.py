@@ -58,6 +58,24 @@ class ScriptedRunner:
         return [self._pair.choose(p.seed, position) for position, p in zip(positions, params, strict=True)]
 
 
+class ScriptedDrafts:
+    """Stands for the draft model beside the target.
+
+    Attributes:
+        round_s: What a round takes.
+    """
+
+    def __init__(self, pair, round_s: float, loop) -> None:
+        self._pair, self._loop, self.round_s = pair, loop, round_s
+
+    def guess(self, asks, width: int) -> list:
+        self._loop.ahead_s += self.round_s
+        return [self._pair.guess(ask.params.seed, ask.log + ask.tail, width) for ask in asks]
+
+    def forget(self, session_id) -> None:
+        """Nothing is held."""
+
+
 class EngineTask:
     """`EngineThread`'s twin: same mailbox, same order, a task of the virtual loop.
 

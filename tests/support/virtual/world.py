@@ -21,7 +21,7 @@ from outrider_shared.calibration import Calibrations
 from outrider_shared.emulator.profile import LinkProfile
 from outrider_shared.sampling import SamplingParams
 from support.virtual.clock import Passes, virtual_time
-from support.virtual.cloud import EngineTask, ScriptedRunner, StepCost
+from support.virtual.cloud import EngineTask, ScriptedDrafts, ScriptedRunner, StepCost
 from support.virtual.link import Network
 from support.virtual.pair import Pair, PairDrafter, recorded
 
@@ -40,6 +40,7 @@ class Scenario:
         link: Of every device.
         step: Cost of a step of the target.
         draft_s: A device's draft pass.
+        cloud_draft_s: A round of a draft model beside the target; 0 is none.
         sessions: Devices at the same time.
         answers: Of each device, one after the other; device d starts with recorded answer d * answers.
         max_tokens: Of an answer.
@@ -56,6 +57,7 @@ class Scenario:
     link: LinkProfile = field(default_factory=LinkProfile)
     step: StepCost = field(default_factory=lambda: StepCost(0.025))
     draft_s: float = 0.0015
+    cloud_draft_s: float = 0.0
     sessions: int = 1
     answers: int = 12
     max_tokens: int = 64
@@ -90,7 +92,8 @@ def simulate(scenario: Scenario) -> dict:
 
 async def _play(scenario: Scenario, loop) -> dict:
     runner = ScriptedRunner(scenario.pair, scenario.step, loop)
-    engine = Engine(runner, scenario.config, loop.clock)
+    rounds = ScriptedDrafts(scenario.pair, scenario.cloud_draft_s, loop) if scenario.cloud_draft_s else None
+    engine = Engine(runner, scenario.config, loop.clock, rounds)
     task = EngineTask(engine, loop)
     config = ServiceConfig(stall_timeout_s=_LONG_S, open_timeout_s=_LONG_S)
     service = Service(task, runner.loaded, config, Directory(10_000), scenario.config.max_nodes)
@@ -127,6 +130,8 @@ async def _play(scenario: Scenario, loop) -> dict:
         "busy_share": (task.busy_s - busy_s) / taken_s,
         "drafted_per_token": sum(a.totals.drafted for a in answers) / tokens,
         "accepted_per_token": sum(a.totals.accepted for a in answers) / tokens,
+        "looked_up_per_token": sum(a.totals.cloud_lookups for a in answers) / tokens,
+        "cloud_drafted_per_token": sum(a.totals.cloud_drafts for a in answers) / tokens,
         "edge_draft_ms_per_token": 1e3 * sum(a.totals.draft_s for a in answers) / tokens,
         "up_bytes_per_token": (sum(n.up.bytes for n in networks) - up) / tokens,
         "down_bytes_per_token": (sum(n.down.bytes for n in networks) - down) / tokens,
@@ -144,7 +149,13 @@ async def _device(scenario: Scenario, number: int, client: Client, loop) -> list
 
 async def _answer(scenario: Scenario, client: Client, number: int, loop) -> AnswerSeen:
     method, prompt = scenario.method, scenario.pair.answers[number % len(scenario.pair.answers)].prompt
-    request = GenerateRequest(prompt, scenario.max_tokens, SamplingParams(0.0, seed=number), pace=method.pace)
+    request = GenerateRequest(
+        prompt,
+        scenario.max_tokens,
+        SamplingParams(0.0, seed=number),
+        pace=method.pace,
+        cloud_drafts=method.cloud_drafts,
+    )
     started, tokens, times = loop.time(), [], []
     last = None
     async for event in client.generate(request):

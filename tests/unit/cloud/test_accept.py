@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider_cloud.engine.accept import accept
+from outrider_cloud.engine.accept import accept, judge
 from outrider_shared.tree import DraftTree, Node
 
 LOG = [7, 7, 7]
@@ -19,23 +19,64 @@ def nodes_of(drafted: list[tuple[int, int]]) -> list[Node]:
 
 
 @pytest.mark.parametrize(
-    ("drafted", "chosen", "tokens", "offsets", "refused"),
+    ("drafted", "chosen", "tokens", "offsets", "judged"),
     [
-        pytest.param([], [5], [5], [0], False, id="no draft"),
-        pytest.param([(-1, 5)], [5, 6], [5, 6], [0, 1], False, id="accepted, with a bonus"),
-        pytest.param([(-1, 4)], [5, 6], [5], [0], True, id="corrected at once"),
-        pytest.param([(-1, 5), (0, 6), (1, 8)], [5, 6, 7, 9], [5, 6, 7], [0, 1, 2], True, id="corrected later"),
-        pytest.param([(-1, 5), (0, 6), (1, 7)], [5, 6, 7, 9], [5, 6, 7, 9], [0, 1, 2, 3], False, id="whole chain"),
-        pytest.param([(-1, 4), (-1, 5)], [5, 1, 2], [5, 2], [0, 2], False, id="the second of two siblings"),
-        pytest.param([(-1, 4), (-1, 5), (1, 6), (0, 6)], [5, 0, 6, 3, 0], [5, 6, 3], [0, 2, 3], False, id="a branch"),
-        pytest.param([(-1, 4), (0, 5)], [5, 5, 6], [5], [0], True, id="the right token at the wrong depth"),
-        pytest.param([(-1, 5), (0, 5), (1, 5)], [5, 5, 4, 4], [5, 5, 4], [0, 1, 2], True, id="one token throughout"),
+        pytest.param([], [5], [5], [0], [], id="no draft"),
+        pytest.param([(-1, 5)], [5, 6], [5, 6], [0, 1], [(0, 1, True)], id="accepted, with a bonus"),
+        pytest.param([(-1, 4)], [5, 6], [5], [0], [(0, 1, False)], id="corrected at once"),
+        pytest.param(
+            [(-1, 5), (0, 6), (1, 8)],
+            [5, 6, 7, 9],
+            [5, 6, 7],
+            [0, 1, 2],
+            [(0, 1, True), (1, 2, True), (2, 3, False)],
+            id="corrected later",
+        ),
+        pytest.param(
+            [(-1, 5), (0, 6), (1, 7)],
+            [5, 6, 7, 9],
+            [5, 6, 7, 9],
+            [0, 1, 2, 3],
+            [(0, 1, True), (1, 2, True), (2, 3, True)],
+            id="whole chain",
+        ),
+        pytest.param(
+            [(-1, 4), (-1, 5)],
+            [5, 1, 2],
+            [5, 2],
+            [0, 2],
+            [(0, 1, False), (1, 1, True)],
+            id="the second of two siblings",
+        ),
+        pytest.param(
+            [(-1, 4), (-1, 5), (1, 6), (0, 6)],
+            [5, 0, 6, 3, 0],
+            [5, 6, 3],
+            [0, 2, 3],
+            [(0, 1, False), (1, 1, True), (2, 2, True)],
+            id="a branch",
+        ),
+        pytest.param([(-1, 4), (0, 5)], [5, 5, 6], [5], [0], [(0, 1, False)], id="the right token at the wrong depth"),
+        pytest.param(
+            [(-1, 5), (0, 5), (1, 5)],
+            [5, 5, 4, 4],
+            [5, 5, 4],
+            [0, 1, 2],
+            [(0, 1, True), (1, 2, True), (2, 3, False)],
+            id="one token throughout",
+        ),
     ],
 )
 def test_the_path_is_followed_as_far_as_it_was_drafted(
-    drafted: list[tuple[int, int]], chosen: list[int], tokens: list[int], offsets: list[int], refused: bool
+    drafted: list[tuple[int, int]],
+    chosen: list[int],
+    tokens: list[int],
+    offsets: list[int],
+    judged: list[tuple[int, int, bool]],
 ):
-    assert accept(nodes_of(drafted), chosen) == (tokens, offsets, refused)
+    nodes = nodes_of(drafted)
+    assert accept(nodes, chosen) == (tokens, offsets)
+    assert [(node.number, depth, hit) for node, depth, hit in judge(nodes, offsets)] == judged
 
 
 def test_nodes_below_an_agreed_parent_hang_on_the_root_row():
@@ -45,7 +86,7 @@ def test_nodes_below_an_agreed_parent_hang_on_the_root_row():
     below = tree.append(2, above)
     deeper = tree.append(3, below)
     tree.advance(1)
-    assert accept([below, deeper], [2, 3, 4]) == ([2, 3, 4], [0, 1, 2], False)
+    assert accept([below, deeper], [2, 3, 4]) == ([2, 3, 4], [0, 1, 2])
 
 
 @st.composite
@@ -70,5 +111,8 @@ def test_accepting_is_walking_a_dictionary_of_paths(case: tuple[list[tuple[int, 
         walked = (*walked, tokens[-1])
         offsets.append(rows[walked])
         tokens.append(chosen[rows[walked]])
-    refused = any(path[:-1] == walked for path in paths)
-    assert accept(nodes_of(drafted), chosen) == (tokens, offsets, refused)
+    nodes = nodes_of(drafted)
+    assert accept(nodes, chosen) == (tokens, offsets)
+    right = [walked[:depth] for depth in range(len(walked) + 1)]
+    expected = [(n, len(path), path in right) for n, path in enumerate(paths) if path[:-1] in right]
+    assert [(node.number, depth, hit) for node, depth, hit in judge(nodes, offsets)] == expected

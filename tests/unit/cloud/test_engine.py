@@ -701,7 +701,7 @@ def test_drafts_that_keep_failing_are_trusted_less_and_right_ones_more(endless: 
             session = rig.engine.sessions[session_id]
             rig.draft(session_id, tokens, anchor=len(session.log))
             rig.step()
-        trust.append(session.survival)
+        trust.append(session.survival.overall)
         assert rig.tokens(session_id) == list(answer)
     assert trust[0] > 0.9
     assert trust[1] < 0.1

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from outrider_cloud.engine.batch import lay_out
 from outrider_cloud.engine.config import EngineConfig
 from outrider_cloud.engine.events import Event, Pace, Request
-from outrider_cloud.engine.schedule import Work, is_loaded, next_hold_end, patience_s, plan
+from outrider_cloud.engine.schedule import Work, is_loaded, next_hold_end, patience_s, plan, ready
 from outrider_cloud.engine.session import Session, State
+from outrider_cloud.engine.survival import DraftSurvival
 from outrider_shared.errors import ConfigError
 from outrider_shared.ids import SessionId
 
@@ -50,7 +51,7 @@ def sessions(*given_sessions: Given) -> list[Session]:
         prompt = tuple(range(1, 1 + g.computed + g.sure))
         session = Session(Request(SessionId(g.name), prompt, g.max_tokens, pace=g.pace), arrival, ignore)
         session.state, session.computed, session.last_step = g.state, g.computed, g.last_step
-        session.survival, session.hold_since = g.survival, g.hold_since
+        session.survival, session.hold_since = DraftSurvival(g.survival), g.hold_since
         session.more_drafts, session.no_drafts = g.more, g.none_coming
         for parent, token in g.drafts:
             above = session.tree.node(parent) if parent >= 0 else None
@@ -61,6 +62,10 @@ def sessions(*given_sessions: Given) -> list[Session]:
 
 def config(rows: int = 16, share: float = 0.5, most: int = 16) -> EngineConfig:
     return EngineConfig(row_budget=rows, prefill_share=share, max_draft_rows=most, hold_s=HOLD_S)
+
+
+def next_step(everyone: list[Session], bounds: EngineConfig, now: float, step_s: float = 0.0) -> list[Work]:
+    return plan(ready(everyone, bounds, now, step_s), bounds)
 
 
 def planned(works: list[Work]) -> dict[str, tuple[int, list[int]]]:
@@ -143,7 +148,8 @@ WIDE = [(-1, 21), (-1, 22), (0, 23), (1, 24)]
             {"a": (1, [11, 12, 13]), "b": (1, [11])}, id="depth lowers the worth",
         ),
         pytest.param(
-            4, 0.5, 8, [Given("a", drafts=WIDE)], {"a": (1, [21, 22, 23])}, id="siblings before their children",
+            4, 0.5, 8, [Given("a", drafts=WIDE)], {"a": (1, [21, 23, 22])},
+            id="a second best is worth less than what follows the best",
         ),
         pytest.param(
             8, 0.5, 8,
@@ -153,7 +159,7 @@ WIDE = [(-1, 21), (-1, 22), (0, 23), (1, 24)]
     ],
 )  # fmt: skip
 def test_a_plan(rows: int, share: float, most: int, made: list[Given], expected: dict):
-    works = plan(sessions(*made), config(rows, share, most), NOW)
+    works = next_step(sessions(*made), config(rows, share, most), NOW)
     assert planned(works) == expected
 
 
@@ -161,7 +167,7 @@ def test_a_plan(rows: int, share: float, most: int, made: list[Given], expected:
 def test_no_decoding_session_waits_longer_than_a_round(rows: int):
     everyone = sessions(*(Given(str(i)) for i in range(7)))
     for step in range(1, 30):
-        for work in plan(everyone, config(rows=rows), NOW):
+        for work in next_step(everyone, config(rows=rows), NOW):
             work.session.last_step = step
         assert all(step - s.last_step < -(-7 // rows) for s in everyone if step >= 7)
 
@@ -173,7 +179,7 @@ def test_neither_prompts_nor_decoding_starve(rows: int, share: float):
     everyone = sessions(*(Given(str(i)) for i in range(4)), Given("prompt", sure=60, computed=0))
     served = dict.fromkeys((s.request.session_id for s in everyone), 0)
     for step in range(1, 41):
-        for work in plan(everyone, config(rows, share), NOW):
+        for work in next_step(everyone, config(rows, share), NOW):
             work.session.last_step = step
             served[work.session.request.session_id] += work.sure
             if work.session is everyone[-1]:
@@ -200,7 +206,7 @@ def test_neither_prompts_nor_decoding_starve(rows: int, share: float):
 )
 def test_who_waits_for_drafts(made: Given, runs: bool):
     (session,) = sessions(made)
-    assert bool(plan([session], config(), NOW)) == runs
+    assert bool(next_step([session], config(), NOW)) == runs
 
 
 def test_the_wait_of_the_first_holding_session_ends_first():
@@ -230,7 +236,7 @@ STEP_S = 0.025
 def test_auto_waits_where_the_wait_pays(response_s: float | None, gain: float, waits: bool):
     (session,) = sessions(Given("a", pace=Pace.AUTO))
     session.response_s, session.gain = response_s, gain
-    assert (plan([session], config(64), NOW, STEP_S) == []) == waits
+    assert (next_step([session], config(64), NOW, STEP_S) == []) == waits
 
 
 def test_auto_waits_no_longer_than_drafts_take():
@@ -239,7 +245,7 @@ def test_auto_waits_no_longer_than_drafts_take():
     patience = patience_s(session, config(64), NOW, STEP_S, loaded=False)
     assert 0.01 < patience < HOLD_S
     session.hold_since = NOW - patience
-    assert plan([session], config(64), NOW, STEP_S)
+    assert next_step([session], config(64), NOW, STEP_S)
     assert next_hold_end([session], config(64), NOW, STEP_S) == pytest.approx(NOW)
 
 
@@ -248,11 +254,11 @@ def test_auto_stops_waiting_for_a_device_that_is_silent():
     (session,) = sessions(Given("a", pace=Pace.AUTO))
     session.gain = 4.0
     session.silent_since = NOW - 0.5 * STEP_S
-    assert not plan([session], config(64), NOW, STEP_S)
+    assert not next_step([session], config(64), NOW, STEP_S)
     session.silent_since = NOW - 4.0 * STEP_S
-    assert plan([session], config(64), NOW, STEP_S)
+    assert next_step([session], config(64), NOW, STEP_S)
     session.note_draft(0, NOW)
-    assert not plan([session], config(64), NOW, STEP_S)
+    assert not next_step([session], config(64), NOW, STEP_S)
 
 
 def test_auto_saves_rows_when_they_are_scarce():
@@ -260,8 +266,8 @@ def test_auto_saves_rows_when_they_are_scarce():
     made = sessions(*(Given(str(n), pace=Pace.AUTO) for n in range(9)))
     for session in made:
         session.response_s, session.gain = 0.2, 2.0
-    assert plan(made[:7], config(16), NOW, STEP_S)
-    assert not plan(made, config(16), NOW, STEP_S)
+    assert next_step(made[:7], config(16), NOW, STEP_S)
+    assert not next_step(made, config(16), NOW, STEP_S)
 
 
 @st.composite
@@ -280,15 +286,15 @@ def crowds(draw: st.DrawFn) -> list[Given]:
 @given(crowds(), st.integers(1, 24), st.floats(0.01, 1.0), st.integers(0, 8))
 def test_any_plan_keeps_the_rules(crowd: list[Given], rows: int, share: float, most: int):
     everyone = sessions(*crowd)
-    works = plan(everyone, config(rows, share, most), NOW)
+    works = next_step(everyone, config(rows, share, most), NOW)
     assert sum(work.rows for work in works) <= rows
     assert len({id(work.session) for work in works}) == len(works)
     bounds = config(rows, share, most)
     loaded = is_loaded([s for s in everyone if s.state is State.RUNNING], bounds)
-    ready = [s for s in everyone if not s.holds(NOW, patience_s(s, bounds, NOW, 0.0, loaded=loaded))]
-    assert bool(works) == bool(ready)
+    free = [s for s in everyone if not s.holds(NOW, patience_s(s, bounds, NOW, 0.0, loaded=loaded))]
+    assert bool(works) == bool(free)
     for work in works:
-        assert work.session in ready
+        assert work.session in free
         assert 1 <= work.sure <= work.session.sure_rows
         assert len(work.nodes) <= (most if work.decodes else 0)
         ran = {id(node) for node in work.nodes}
@@ -297,14 +303,14 @@ def test_any_plan_keeps_the_rules(crowd: list[Given], rows: int, share: float, m
             assert node.parent is None or work.nodes.index(node.parent) < index
     if any(work.nodes for work in works):
         served = {id(work.session) for work in works if work.decodes or work.sure}
-        assert all(id(s) in served for s in ready if s.sure_rows == 1)
+        assert all(id(s) in served for s in free if s.sure_rows == 1)
 
 
 @given(crowds())
 def test_the_batch_lays_out_what_was_planned(crowd: list[Given]):
     """Tokens, positions and parents of all rows, and the rows that choose, follow from the works."""
     everyone = sessions(*crowd)
-    works = plan(everyone, config(24), NOW)
+    works = next_step(everyone, config(24), NOW)
     for work in works:
         work.session.adopt(range(10), 16)
     batch = lay_out(works)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from outrider_shared.errors import DraftError
-from outrider_shared.tree import DraftTree, Node
+from outrider_shared.tree import UNNUMBERED, DraftTree, Node
 
 TOKENS = st.integers(0, 3)
 
@@ -40,6 +40,7 @@ class TreeAgainstPaths(RuleBasedStateMachine):
     def begin(self, prompt: list[int]) -> None:
         self.tree = DraftTree(list(prompt))
         self.drafted: list[Drafted] = []
+        self.own: list[Drafted] = []
 
     @property
     def log(self) -> tuple[int, ...]:
@@ -59,6 +60,14 @@ class TreeAgainstPaths(RuleBasedStateMachine):
         node = self.tree.append(token, self.tree.node(number))
         self._note(node, Drafted((*parent.path, token), parent.cleared))
 
+    @rule(token=TOKENS, data=st.data())
+    def grow_a_node_of_the_clouds_own(self, token: int, data: st.DataObject) -> None:
+        parent = data.draw(st.sampled_from([None, *self.tree.walk()]))
+        node = self.tree.grow(token, parent, 0.5)
+        above = self.log if parent is None else self._path(parent)
+        self.own.append(Drafted((*above, token)))
+        assert (node.token, node.position) == (token, len(above))
+
     def _note(self, node: Node, drafted: Drafted) -> None:
         self.drafted.append(drafted)
         assert node is self.tree.node(len(self.drafted) - 1)
@@ -74,18 +83,22 @@ class TreeAgainstPaths(RuleBasedStateMachine):
 
     def _advance(self, token: int) -> None:
         before = self.log
-        drafted = any(d.pending(before) and d.path == (*before, token) for d in self.drafted)
+        drafted, own = (
+            any(d.pending(before) and d.path == (*before, token) for d in nodes) for nodes in (self.drafted, self.own)
+        )
+        agreed = self.tree.last_agreed
         taken = self.tree.advance(token)
         assert self.log == (*before, token)
-        assert (taken is not None) == drafted
+        assert (taken is not None) == (drafted or own)
         if taken is not None:
             assert (taken.token, taken.position) == (token, len(before))
-            assert self.tree.last_agreed is taken
+            assert (taken.number != UNNUMBERED) == drafted
+        assert self.tree.last_agreed is (taken if drafted else agreed)
 
     @rule()
     def clear(self) -> None:
         self.tree.clear()
-        for drafted in self.drafted:
+        for drafted in (*self.drafted, *self.own):
             drafted.cleared = drafted.cleared or drafted.pending(self.log)
 
     @invariant()
@@ -103,8 +116,11 @@ class TreeAgainstPaths(RuleBasedStateMachine):
     @invariant()
     def live_nodes_are_the_pending_paths_each_once(self) -> None:
         live = [self._path(node) for node in self.tree.walk()]
-        assert len(live) == len(set(live)) == self.tree.pending
-        assert set(live) == {d.path for d in self.drafted if d.pending(self.log)}
+        pending = {d.path for d in self.drafted if d.pending(self.log)}
+        assert len(live) == len(set(live))
+        assert len(pending) == self.tree.pending
+        assert set(live) == pending | {d.path for d in self.own if d.pending(self.log)}
+        assert pending == {self._path(node) for node in self.tree.walk() if node.number != UNNUMBERED}
         assert set(self.tree.children) == {path[-1] for path in live if len(path) == len(self.log) + 1}
 
     def _path(self, node: Node) -> tuple[int, ...]:
@@ -178,6 +194,19 @@ def test_a_late_draft_that_took_another_turn_is_dropped_with_everything_below():
     assert wrong.dead
     assert tree.append(1, wrong).dead
     assert tree.pending == 0
+
+
+def test_a_node_that_the_cloud_drafted_first_gets_its_number_when_the_edge_drafts_it_too():
+    tree = DraftTree([9])
+    own = [tree.grow(1, None, 0.9)]
+    own.append(tree.grow(2, own[0], 0.8))
+    assert tree.pending == 0
+    assert tree.append(1, None, 1) is own[0]
+    assert [node.number for node in own] == [0, UNNUMBERED]
+    assert tree.pending == 1
+    tree.advance(1)
+    tree.advance(2)
+    assert tree.last_agreed is own[0]
 
 
 @pytest.mark.parametrize("anchor", [0, -1, 4])
