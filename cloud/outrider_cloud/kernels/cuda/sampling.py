@@ -1,0 +1,203 @@
+"""The sampling rule on the GPU: the wrapper of `sampling.cu`. The definition is `outrider_shared.sampling.rule`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from outrider_cloud.kernels.cuda.source import RANKS, THREADS, sampling_variant
+from outrider_shared.errors import ModelError
+from outrider_shared.sampling.philox import split_seed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from outrider_cloud.kernels.cuda.launch import Launcher
+    from outrider_shared.sampling import SamplingParams
+
+# Of `Record` in sampling.cu.
+WORDS = 12
+# Of `Shared` in sampling.cu, rounded up; behind it lie the row's scores, a float each.
+_SHARED_BYTES = 33 * 1024
+_MOST_SHARED_BYTES = 227 * 1024
+
+
+@dataclass(frozen=True)
+class RowEdit:
+    """What penalties and a bias do to one token's logit: z / r (or z * r if z <= 0), then minus, then plus.
+
+    Attributes:
+        token: Its id.
+        repetition: r; 1 is off.
+        subtracted: Presence and frequency penalty together.
+        added: The bias.
+    """
+
+    token: int
+    repetition: float = 1.0
+    subtracted: float = 0.0
+    added: float = 0.0
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What some rows want beyond their parameters; all optional.
+
+    Attributes:
+        logprobs: Per row, whether the log-probability of the choice is wanted.
+        top_n: Likeliest tokens to tell for these rows.
+        edits: Per row.
+        masks: Per row, [ceil(vocabulary / 32)] uint32 with a bit for each allowed token, or None.
+    """
+
+    logprobs: Sequence[bool] = ()
+    top_n: int = 0
+    edits: Sequence[Sequence[RowEdit]] = ()
+    masks: Sequence[NDArray[np.uint32] | None] = ()
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Results on the device; only rows that asked have log-probabilities.
+
+    Attributes:
+        chosen: [rows, 2] int32, the token, and 1 where a logit of the row is no number.
+        logprobs: [rows] float32.
+        top_tokens, top_logprobs: [rows, top_n].
+    """
+
+    chosen: torch.Tensor
+    logprobs: torch.Tensor
+    top_tokens: torch.Tensor
+    top_logprobs: torch.Tensor
+
+
+def records(
+    positions: Sequence[int], params: Sequence[SamplingParams], extras: Extras | None = None
+) -> NDArray[np.int32]:
+    """[rows, WORDS] int32: `Record` of sampling.cu, floats by their bits."""
+    table = np.zeros((len(params), WORDS), np.int32)
+    floats, words = table.view(np.float32), table.view(np.uint32)
+    first_edit = mask = 0
+    for row, (position, p) in enumerate(zip(positions, params, strict=True)):
+        floats[row, 0], floats[row, 2] = p.temperature, p.top_p
+        floats[row, 3] = np.float32(np.log(p.min_p)) if p.min_p > 0.0 else -np.inf
+        table[row, 1] = p.top_k if p.top_k < 1 << 31 else 0
+        words[row, 4], words[row, 5] = split_seed(p.seed)
+        table[row, 6], table[row, 10] = position, -1
+        if extras is None:
+            continue
+        table[row, 7] = bool(extras.logprobs and extras.logprobs[row])
+        edits = len(extras.edits[row]) if extras.edits else 0
+        table[row, 8], table[row, 9] = first_edit, edits
+        first_edit += edits
+        if extras.masks and extras.masks[row] is not None:
+            table[row, 10] = mask
+            mask += 1
+    return table
+
+
+def edit_table(edits: Sequence[Sequence[RowEdit]]) -> NDArray[np.int32]:
+    """[edits, 4] int32, rows one after the other, floats by their bits; at least one line."""
+    flat = [edit for row in edits for edit in row] or [RowEdit(0)]
+    table = np.array([[edit.token, 0, 0, 0] for edit in flat], np.int32)
+    table.view(np.float32)[:, 1:] = [(edit.repetition, edit.subtracted, edit.added) for edit in flat]
+    return table
+
+
+def span_of(vocabulary: int, ranks: int) -> int:
+    """Tokens that each of the `ranks` blocks of a row keeps.
+
+    Raises:
+        ModelError: if a row does not fit into the cluster's shared memory.
+    """
+    span = -(-vocabulary // (8 * ranks)) * 8
+    if _SHARED_BYTES + 4 * span > _MOST_SHARED_BYTES:
+        raise ModelError(
+            f"a vocabulary of {vocabulary} does not fit the sampling kernel",
+            hint=f"it takes at most {(_MOST_SHARED_BYTES - _SHARED_BYTES) // 4 * ranks}; serve with --device cpu",
+        )
+    return span
+
+
+class CudaSampler:
+    """The rule over the rows of a step.
+
+    Args:
+        launcher: Of the device.
+        ranks: Blocks that share a row.
+        threads: Threads of a block.
+    """
+
+    def __init__(self, launcher: Launcher, ranks: int = RANKS, threads: int = THREADS) -> None:
+        self._launcher = launcher
+        self._ranks, self._threads = ranks, threads
+
+    def choose(self, logits: torch.Tensor, positions: Sequence[int], params: Sequence[SamplingParams]) -> list[int]:
+        """The chosen token ids; see `outrider_cloud.kernels.sampling.Sampler`."""
+        return self.sample(logits, positions, params).chosen[:, 0].tolist()
+
+    def sample(
+        self,
+        logits: torch.Tensor,
+        positions: Sequence[int],
+        params: Sequence[SamplingParams],
+        extras: Extras | None = None,
+    ) -> Choices:
+        """Choices of every row, with what `extras` asks for."""
+        given, device = extras or Extras(), logits.device
+        masks = [mask for mask in given.masks if mask is not None]
+        return self.launch(
+            logits,
+            torch.from_numpy(records(positions, params, given)).to(device),
+            torch.tensor([len(params)], dtype=torch.int32).to(device),
+            torch.from_numpy(edit_table(given.edits)).to(device),
+            torch.from_numpy(np.stack(masks).view(np.int32)).to(device) if masks else None,
+            given.top_n,
+        )
+
+    def launch(
+        self,
+        logits: torch.Tensor,
+        table: torch.Tensor,
+        rows: torch.Tensor,
+        edits: torch.Tensor,
+        masks: torch.Tensor | None,
+        top_n: int,
+    ) -> Choices:
+        """Start the kernel.
+
+        Args:
+            logits: [rows, vocab] bfloat16 or float16, contiguous.
+            table: [rows, WORDS] int32 of `records`.
+            rows: [1] int32, rows that count.
+            edits: [edits, 4] int32 of `edit_table`.
+            masks: [masks, words] int32 or None.
+            top_n: Likeliest tokens of rows that want log-probabilities.
+        """
+        count, vocabulary = logits.shape
+        span, device = span_of(vocabulary, self._ranks), logits.device
+        out = Choices(
+            torch.zeros(count, 2, dtype=torch.int32, device=device),
+            torch.zeros(count, device=device),
+            torch.zeros(count, top_n, dtype=torch.int32, device=device),
+            torch.zeros(count, top_n, device=device),
+        )
+        self._launcher.launch(
+            sampling_variant(logits.dtype, self._ranks, self._threads),
+            "sample_rows",
+            (count * self._ranks, 1, 1),
+            self._threads,
+            (
+                logits.contiguous(), vocabulary, span, table, rows, edits, masks,
+                0 if masks is None else masks.shape[1], top_n, out.chosen, out.logprobs, out.top_tokens,
+                out.top_logprobs,
+            ),
+            _SHARED_BYTES + 4 * span,
+        )  # fmt: skip
+        return out

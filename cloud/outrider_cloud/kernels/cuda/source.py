@@ -1,0 +1,115 @@
+"""The kernels' text, per variant: which file, for which head size and 16-bit type."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+import torch
+
+from outrider_shared.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HEAD_SIZES = (64, 96, 128, 256)
+DTYPES = (torch.bfloat16, torch.float16)
+# Positions of one split of attention: part of the exact contract, since it fixes the order of sums.
+SPLIT = 256
+# Blocks that share a row of logits, and their threads.
+RANKS, THREADS = 8, 512
+_INCLUDE = '#include "device.cuh"'
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One module to compile.
+
+    Attributes:
+        file: Name of the `.cu` file, without its ending.
+        defines: Macros, sorted by name.
+        kernels: Entry points, each with the size of its cluster.
+    """
+
+    file: str
+    defines: tuple[tuple[str, int], ...]
+    kernels: tuple[tuple[str, int], ...]
+
+    @property
+    def name(self) -> str:
+        """For logs and file names."""
+        return "-".join([self.file, *(f"{key.lower()}{value}" for key, value in self.defines)])
+
+    def cluster(self, kernel: str) -> int:
+        """Blocks in a cluster of an entry point."""
+        return dict(self.kernels)[kernel]
+
+    def text(self) -> str:
+        """CUDA C++ with its macros and the common part in place: complete, nothing else is included."""
+        defines = "".join(f"#define {name} {value}\n" for name, value in self.defines)
+        return defines + _read(f"{self.file}.cu").replace(_INCLUDE, _read("device.cuh"))
+
+
+@functools.cache
+def _read(name: str) -> str:
+    return (files("outrider_cloud.kernels.cuda") / name).read_text()
+
+
+def host_header() -> str:
+    """What lets the same text run on the CPU."""
+    return _read("host.h")
+
+
+def attention_variant(head: int, dtype: torch.dtype) -> Variant:
+    """Attention for one head size.
+
+    Raises:
+        ModelError: if there is none.
+    """
+    if head not in HEAD_SIZES:
+        raise ModelError(
+            f"the GPU kernels have no head size {head}",
+            hint=f"they have {', '.join(map(str, HEAD_SIZES))}; serve this model with --device cpu",
+        )
+    return _variant("attention", dtype, (("attention_split", 1), ("attention_combine", 1)), HEAD_DIM=head, SPLIT=SPLIT)
+
+
+def layers_variant(dtype: torch.dtype) -> Variant:
+    """Norms, rotary embedding, activation."""
+    return _variant("layers", dtype, (("rms_norm", 1), ("silu_mul", 1), ("rope_store", 1)))
+
+
+def kv_variant(dtype: torch.dtype) -> Variant:
+    """Store and move."""
+    return _variant("kv", dtype, (("kv_store", 1), ("kv_move", 1)))
+
+
+def sampling_variant(dtype: torch.dtype, ranks: int = RANKS, threads: int = THREADS) -> Variant:
+    """The sampling rule, with `ranks` blocks of `threads` threads a row."""
+    return _variant("sampling", dtype, (("sample_rows", ranks),), RANKS=ranks, THREADS=threads)
+
+
+def accept_variant() -> Variant:
+    """The accept walk; it sees no floats."""
+    return _variant("accept", torch.bfloat16, (("accept_walk", 1),))
+
+
+def variants() -> Iterator[Variant]:
+    """Every module that there is."""
+    yield accept_variant()
+    for dtype in DTYPES:
+        yield from (attention_variant(head, dtype) for head in HEAD_SIZES)
+        yield from (layers_variant(dtype), kv_variant(dtype), sampling_variant(dtype))
+
+
+def _variant(file: str, dtype: torch.dtype, kernels: tuple[tuple[str, int], ...], **defines: int) -> Variant:
+    if dtype not in DTYPES:
+        raise ModelError(
+            f"the GPU kernels do not compute in {str(dtype).removeprefix('torch.')}",
+            hint="give --dtype bfloat16 or float16, or serve with --device cpu",
+        )
+    if dtype == torch.float16:
+        defines["OUTRIDER_FP16"] = 1
+    return Variant(file, tuple(sorted(defines.items())), kernels)
