@@ -15,6 +15,7 @@ from outrider_cloud.engine.paced import PacedRunner
 from outrider_cloud.engine.runner import ModelRunner
 from outrider_cloud.kernels.platform import cpu_platform
 from outrider_cloud.model.loading import BUNDLED, bundled_draft, load_model
+from outrider_cloud.model.weights import Weights
 from outrider_shared.errors import MismatchError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def build_engine(
     *,
     threads: int = 0,
     pace_step_s: float = 0.0,
+    weights: Weights = Weights.NATIVE,
     draft: str | Path | LoadedModel | None = None,
 ) -> Engine:
     """An engine on the CPU platform.
@@ -36,6 +38,7 @@ def build_engine(
         model: A Hugging Face folder, `bundled`, or a model that is loaded already.
         config: Sizes and policies.
         threads: Threads of a step; 0 leaves torch's own choice.
+        weights: How the model's matrices are held; for a model that is loaded already it is decided.
         pace_step_s: Least duration of a step, to stand in for a larger model in benchmarks; 0 is the model's own.
         draft: Model beside the target that drafts for sessions whose edge is late; likewise a folder or `bundled`.
 
@@ -46,7 +49,7 @@ def build_engine(
     """
     if threads:
         torch.set_num_threads(threads)
-    loaded = load_model(model) if isinstance(model, (str, Path)) else model
+    loaded = load_model(model, weights=weights) if isinstance(model, (str, Path)) else model
     platform = cpu_platform(exact=config.exact)
     if pace_step_s:
         runner: ModelRunner = PacedRunner(loaded, platform, config, pace_step_s)

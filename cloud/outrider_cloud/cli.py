@@ -49,6 +49,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--buckets", default=",".join(map(str, defaults.buckets)), show_default=True, callback=_numbers, help="Row counts that steps are padded to with --exact."),
         click.option("--kv-tokens", type=click.IntRange(1), default=defaults.kv_tokens, show_default=True, help="Tokens whose KV is held."),
         click.option("--exact/--no-exact", default=defaults.exact, show_default=True, help="Rows bit for bit the same whatever surrounds them; costs compute on a CPU."),
+        click.option("--weights", type=click.Choice(["native", "int8"]), default="native", show_default=True, help="How the matrices are held: int8 takes a quarter of the memory; `outrider train quality` tells its price."),
         click.option("--model", default="bundled", show_default=True, help="Hugging Face folder, or 'bundled'."),
     ):  # fmt: skip
         command = option(command)
@@ -80,6 +81,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def serve(ready_file: Path | None, **flags: Any) -> None:
     """Serve the verifier until SIGTERM."""
     from outrider_cloud.build import build_engine  # noqa: PLC0415 - torch is slow to import
+    from outrider_cloud.model.weights import Weights  # noqa: PLC0415
     from outrider_cloud.service.config import ServiceConfig  # noqa: PLC0415
     from outrider_cloud.service.server import Server  # noqa: PLC0415
 
@@ -93,7 +95,12 @@ def serve(ready_file: Path | None, **flags: Any) -> None:
     pace_s = flags["pace_step_ms"] / 1e3
     draft = None if flags["draft"] == "none" else flags["draft"]
     engine = build_engine(
-        flags["model"], _engine_config(flags), threads=flags["threads"], pace_step_s=pace_s, draft=draft
+        flags["model"],
+        _engine_config(flags),
+        threads=flags["threads"],
+        pace_step_s=pace_s,
+        weights=Weights(flags["weights"]),
+        draft=draft,
     )
 
     def ready(address: str) -> None:
@@ -121,10 +128,13 @@ def generate(prompt: str, *, chat: bool, ignore_eos: bool, as_json: bool, **flag
     """Decode plainly, without network and drafts: the reference for every session."""
     from outrider_cloud import generate as plain  # noqa: PLC0415 - torch is slow to import
     from outrider_cloud.build import build_engine  # noqa: PLC0415
+    from outrider_cloud.model.weights import Weights  # noqa: PLC0415
     from outrider_shared.chat import render_chat  # noqa: PLC0415
 
     params = sampling_params(flags)
-    engine = build_engine(flags["model"], _engine_config(flags), threads=flags["threads"])
+    engine = build_engine(
+        flags["model"], _engine_config(flags), threads=flags["threads"], weights=Weights(flags["weights"])
+    )
     loaded = engine.runner.loaded
     text = render_chat(loaded.chat_template, [{"role": "user", "content": prompt}]) if chat else prompt
     # A chat template writes the special tokens itself.

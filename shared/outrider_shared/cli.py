@@ -14,6 +14,7 @@ from outrider_shared.logs import configure_logs
 
 GROUP = "outrider.commands"
 BENCHES = "outrider.bench"
+TRAINING = "outrider.train"
 
 
 class TypedErrors(click.Group):
@@ -72,6 +73,20 @@ class InstalledBenches(InstalledCommands):
     """Measurements, each from the side that can make it."""
 
     registry = BENCHES
+
+
+class TrainingCommands(InstalledCommands):
+    """The training room's own commands, and those that need both sides and therefore live elsewhere."""
+
+    registry = TRAINING
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of both."""
+        return sorted({*self.commands, *super().list_commands(ctx)})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """One's own first."""
+        return self.commands.get(cmd_name) or super().get_command(ctx, cmd_name)
 
 
 def _missing(name: str, module: str) -> click.Command:

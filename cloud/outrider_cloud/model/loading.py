@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from outrider_cloud.model import conformance, gate
 from outrider_cloud.model.attention import ATTENTION
 from outrider_cloud.model.probe import probe_layers
+from outrider_cloud.model.weights import Weights, quantise
 from outrider_shared.chat import read_chat_template
 from outrider_shared.errors import ConfigError, ModelError
 from outrider_shared.packs import tokenizer_fingerprint
@@ -73,8 +74,10 @@ def bundled_draft() -> Path:
     return Path(str(files("outrider_cloud") / "bundled" / "draft"))
 
 
-def load_model(path: str | Path, dtype: torch.dtype = torch.float32, *, check: bool = True) -> LoadedModel:
-    """Load a folder, or the bundled model for the name `bundled`.
+def load_model(
+    path: str | Path, dtype: torch.dtype = torch.float32, *, check: bool = True, weights: Weights = Weights.NATIVE
+) -> LoadedModel:
+    """Load a folder, or the bundled model for the name `bundled`, with its weights held as `weights` says.
 
     Raises:
         ConfigError: if the folder is not a Hugging Face model with a tokenizer.
@@ -90,6 +93,7 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32, *, check: b
         conformance.check(config)
     model: PreTrainedModel = _read(folder, lambda: _load_weights(folder, dtype)).eval()
     model.requires_grad_(False)
+    quantise(model, weights)
     text, tokenizer_json = config.get_text_config(), (folder / "tokenizer.json").read_bytes()
     tokenizer = _read(folder, lambda: Tokenizer.from_str(tokenizer_json.decode()))
     if tokenizer.get_vocab_size() > text.vocab_size:
@@ -106,14 +110,17 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32, *, check: b
         vocabulary=text.vocab_size,
         context_length=text.max_position_embeddings,
         eos=_eos(folder, text),
-        fingerprint=fingerprint(folder),
+        fingerprint=fingerprint(folder, weights),
         tokenizer_sha256=tokenizer_fingerprint(tokenizer_json),
         chat_template=_read(folder, lambda: read_chat_template(folder)),
     )
 
 
-def fingerprint(folder: Path) -> str:
-    """sha256 hex over config.json and every weight file (its name, size, first and last MiB)."""
+def fingerprint(folder: Path, weights: Weights = Weights.NATIVE) -> str:
+    """sha256 hex over config.json and every weight file (its name, size, first and last MiB).
+
+    Quantised weights give other texts, so they have another fingerprint.
+    """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size
@@ -122,6 +129,8 @@ def fingerprint(folder: Path) -> str:
             digest.update(file.read(_SAMPLE_BYTES))
             file.seek(max(0, size - _SAMPLE_BYTES))
             digest.update(file.read(_SAMPLE_BYTES))
+    if weights is not Weights.NATIVE:
+        digest.update(f"weights:{weights}".encode())
     return digest.hexdigest()
 
 

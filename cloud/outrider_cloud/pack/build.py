@@ -5,7 +5,8 @@ Precisions, measured on a trained model of 0.26 M and a random one of 1 M parame
 - `int8` is weight-only (`MatMulNBits`, blocks of 32, k_quant). Dynamic int8 (`quantize_dynamic`) is a quarter quicker
   at eight rows of the 1 M model, but that is 50 us; its logits are worse (0.0125 total variation against 0.0094, and
   0.0202 with the reduced range that devices without VNNI need), and they depend on the other rows of the pass.
-- `int4` keeps the LM head in int8 (`k_quant_last`).
+- `int4` keeps the LM head in int8 (`k_quant_last`), `int4-all` does not (`k_quant`).
+- `int8-dynamic` is built as fp32 and quantised when the graph is open (`dynamic.py`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_OPTIONS = {Precision.FP32: [], Precision.INT8: ["algo_config=k_quant"], Precision.INT4: ["algo_config=k_quant_last"]}
+_OPTIONS = {
+    Precision.FP32: [],
+    Precision.INT8_DYNAMIC: [],
+    Precision.INT8: ["algo_config=k_quant"],
+    Precision.INT4: ["algo_config=k_quant_last"],
+    Precision.INT4_ALL: ["algo_config=k_quant"],
+}
+_BUILT_AS = {Precision.INT8_DYNAMIC: "fp32", Precision.INT4_ALL: "int4"}  # the builder's word, where it differs
 _BLOCKS = (32, 16, 64, 128)
 
 
@@ -50,7 +58,7 @@ def build_graph(
         ModelError: The builder does not know the architecture, or fails at it.
     """
     options = ["hf_token=false", *_OPTIONS[precision]]
-    if precision is Precision.INT4:
+    if precision in {Precision.INT4, Precision.INT4_ALL}:
         options.append(f"block_size={_block_size(config)}")
     try:
         with _quiet():
@@ -76,7 +84,7 @@ def _run_builder(source: Path, precision: Precision, scratch: Path, options: lis
         "model_name": None,
         "input_path": str(source),
         "output_dir": str(scratch),
-        "precision": str(precision),
+        "precision": _BUILT_AS.get(precision, str(precision)),
         "execution_provider": "cpu",
         "cache_dir": str(scratch),
     }

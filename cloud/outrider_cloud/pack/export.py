@@ -17,6 +17,7 @@ import onnx
 
 from outrider_cloud.pack.build import build_graph
 from outrider_cloud.pack.check import check_graph
+from outrider_cloud.pack.dynamic import quantise_dynamically
 from outrider_cloud.pack.graph import Shapes, patch_graph, window_of
 from outrider_cloud.pack.share import share_embedding
 from outrider_cloud.pack.source import Source, read_source
@@ -91,6 +92,8 @@ def export_pack(request: Request, report: Callable[[str], None] = lambda _step: 
         report(STEPS[1])
         share_embedding(model)
         patch_graph(model, shapes)
+        if request.precision is Precision.INT8_DYNAMIC:
+            model = quantise_dynamically(model, scratch)
         _save_graph(model, draft)
         architecture = _architecture(source, shapes, window_of(model))
         report(STEPS[2])

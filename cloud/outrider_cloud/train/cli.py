@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import click
 
-from outrider_shared.cli import TypedErrors
+from outrider_shared.cli import TrainingCommands
 from outrider_shared.logs import configure_logs
 
 
-@click.group(cls=TypedErrors)
+@click.group(cls=TrainingCommands)
 def train() -> None:
     """Train targets and drafts: from data, from the target's own samples, or by pruning."""
     configure_logs()

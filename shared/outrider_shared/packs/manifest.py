@@ -30,11 +30,17 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Precision(StrEnum):
-    """How the weights are stored."""
+    """How the weights are stored, and what the activations are.
+
+    `int8` and `int4` are weight-only; `int4` keeps the LM head in int8, `int4-all` does not. `int8-dynamic` has 8-bit
+    activations too, scaled pass by pass.
+    """
 
     FP32 = "fp32"
+    INT8_DYNAMIC = "int8-dynamic"
     INT8 = "int8"
     INT4 = "int4"
+    INT4_ALL = "int4-all"
 
 
 @dataclasses.dataclass(frozen=True)

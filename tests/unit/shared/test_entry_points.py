@@ -14,7 +14,7 @@ from outrider_shared import cli
 _PROJECT = tomllib.loads((Path(__file__).resolve().parents[3] / "pyproject.toml").read_text())["project"]
 _ENTRIES = [
     (group, name, target)
-    for group in (cli.GROUP, cli.BENCHES)
+    for group in (cli.GROUP, cli.BENCHES, cli.TRAINING)
     for name, target in _PROJECT["entry-points"][group].items()
 ]
 
