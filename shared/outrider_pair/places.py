@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from outrider_edge.draft.runtime import DraftModel, DraftRuntime
     from outrider_pair.cells import Cell, Plan
 
-_PRIOR_BINS = 12
-
 
 def place_figures(
     model: DraftModel, target: torch.nn.Module, plan: Plan, cells: Sequence[Cell], tick: Callable[[], None]
@@ -42,8 +40,7 @@ def place_figures(
         everything.append(whole)
         figures[f"{cell.temperature:g}"] = _figures(whole)
     together = _joined(everything)
-    curve = reliability(together.margin, together.hit, _PRIOR_BINS)
-    return {"temperatures": figures, "survival": prior_of(curve)}
+    return {"temperatures": figures, "survival": prior_of(reliability(together.margin, together.hit))}
 
 
 def _joined(parts: Sequence[Scores]) -> Scores:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 _RESAMPLES, _SEED = 2000, 7
+_MARGIN_EDGES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0, 14.0)  # nats
 
 
 def ratio_interval(above: Sequence[float], below: Sequence[float], level: float = 0.95) -> tuple[float, float]:
@@ -58,14 +59,18 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return mean[group]
 
 
-def reliability(margin: ArrayLike, hit: ArrayLike, bins: int = 10) -> list[dict[str, float]]:
-    """Margins in bins of equal counts: the mean margin, the share of hits and the count of each."""
+def reliability(margin: ArrayLike, hit: ArrayLike) -> list[dict[str, float]]:
+    """Margins in bins: the mean margin, the share of hits and the count of each that is not empty.
+
+    The bins are finest where decisions fall: most margins are large, and of those nearly all are hits.
+    """
     margins, hits = np.asarray(margin, np.float64), np.asarray(hit, np.float64)
-    order = np.argsort(margins, kind="stable")
-    parts = [part for part in np.array_split(order, bins) if len(part)]
+    bins = np.digitize(margins, _MARGIN_EDGES)
+    parts = [bins == number for number in range(len(_MARGIN_EDGES) + 1)]
     return [
-        {"margin": float(margins[part].mean()), "survival": float(hits[part].mean()), "places": float(len(part))}
+        {"margin": float(margins[part].mean()), "survival": float(hits[part].mean()), "places": float(part.sum())}
         for part in parts
+        if part.any()
     ]
 
 

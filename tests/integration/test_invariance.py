@@ -19,6 +19,7 @@ from outrider_cloud.engine.exactness import agreeing_buckets
 from outrider_cloud.engine.runner import ModelRunner
 from outrider_cloud.generate import generate
 from outrider_cloud.kernels.platform import cpu_platform
+from outrider_cloud.model.weights import Weights
 from outrider_edge.device import bundled_pack
 from outrider_edge.draft.drafter import ModelDrafter
 from outrider_edge.draft.runtime import DraftModel
@@ -119,6 +120,18 @@ def play(
 @given(data=st.data())
 def test_any_drafter_any_schedule_any_fault_gives_plain_tokens(tiny, exact, data):
     """Random, lying, adversarial drafters, trees, chains, splits, delays, cuts, restarts, tiny KV: the same tokens."""
+    play_anything(tiny, data, exact=exact)
+
+
+@settings(max_examples=CASES // 4, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_target_with_int8_matrices_keeps_the_same_promises(tiny_folder, data):
+    """Exact rows and plain tokens; what int8 changes, it changes for every schedule alike."""
+    play_anything(loaded(tiny_folder, Weights.INT8), data, exact=True)
+
+
+def play_anything(tiny: LoadedModel, data: st.DataObject, *, exact: bool) -> None:
+    """One course of anything that may happen."""
     config = data.draw(configs(exact=exact))
     wanted = data.draw(st.lists(st.tuples(requests(97, 60, 40), POLICIES), min_size=1, max_size=3))
     kinds = data.draw(st.lists(st.sampled_from(["random", "adversarial", "right", "lying"]), min_size=3, max_size=3))

@@ -14,6 +14,7 @@ from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from outrider_cloud.model.loading import LoadedModel, bundled_model, load_model
+from outrider_cloud.model.weights import Weights
 
 TINY_VOCABULARY = 97
 TINY_CONTEXT = 128
@@ -50,9 +51,9 @@ def third_party(name: str) -> Path:
 
 
 @functools.cache
-def loaded(path: Path) -> LoadedModel:
+def loaded(path: Path, weights: Weights = Weights.NATIVE) -> LoadedModel:
     """A model, loaded once per process."""
-    return load_model(path)
+    return load_model(path, weights=weights)
 
 
 def bundled_target() -> LoadedModel:

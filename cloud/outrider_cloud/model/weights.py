@@ -63,7 +63,7 @@ class Int8Linear(nn.Module):
         else:
             out = (rows @ self.matrix.to(x.dtype).T) * self.scale.to(x.dtype)
         if self.bias is not None:
-            out = out + self.bias
+            out = out + self.bias.to(x.dtype)
         return out.reshape(*x.shape[:-1], self.out_features)
 
 

@@ -38,7 +38,7 @@ def test_a_prior_never_falls_and_serves_a_calibration():
     generator = np.random.default_rng(1)
     margins = generator.exponential(2, 3000)
     hits = generator.random(3000) < 1 - 0.6 * np.exp(-margins)
-    prior = prior_of(reliability(margins, hits, 12))
+    prior = prior_of(reliability(margins, hits))
     survivals = [survival for _, survival in prior]
     assert survivals == sorted(survivals)
     assert 0 < survivals[0] < survivals[-1] < 1
