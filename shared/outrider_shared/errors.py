@@ -16,6 +16,7 @@ Foreign errors (gRPC, ONNX Runtime, transformers, the file system) are wrapped w
     │   └── SessionExistsError   a second stream was opened with an id that is in use
     ├── LimitError               a bound of the service was reached; try again later
     ├── UnavailableError         the other side cannot be reached, or is draining; try again, perhaps elsewhere
+    │   └── ClosedWindowError    a download waits for its maintenance window
     ├── DeadlineError            the caller's deadline passed
     ├── PackError                a pack is damaged, altered or of an unknown format
     ├── ModelError               a model that this engine cannot serve exactly
@@ -140,6 +141,12 @@ class UnavailableError(OutriderError):
 
     code = "unavailable"
     retryable = True
+
+
+class ClosedWindowError(UnavailableError):
+    """The maintenance window is closed; the download goes on when it opens."""
+
+    code = "window_closed"
 
 
 class DeadlineError(OutriderError):

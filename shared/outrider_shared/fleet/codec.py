@@ -70,6 +70,15 @@ def decode(kind: type[T], data: bytes, version: int = 1) -> T:
     return _record(kind, fields, kind.__name__)
 
 
+def check(kind: type[T], found: object) -> T:
+    """Read and check a map that came in another way, such as out of JSON.
+
+    Raises:
+        ProtocolError: if it breaks rule 3.
+    """
+    return _record(kind, _map(found, kind.__name__), kind.__name__)
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         named = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))

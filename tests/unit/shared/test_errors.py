@@ -55,4 +55,10 @@ def test_a_code_of_a_newer_peer_becomes_an_internal_error():
 
 def test_the_callers_own_faults_are_never_worth_a_retry():
     assert not any(kind.retryable for kind in every_kind(InputError))
-    assert {kind.code for kind in KINDS if kind.retryable} == {"limit", "unavailable", "internal", "storage"}
+    assert {kind.code for kind in KINDS if kind.retryable} == {
+        "limit",
+        "unavailable",
+        "internal",
+        "storage",
+        "window_closed",
+    }
