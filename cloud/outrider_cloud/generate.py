@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from outrider_cloud.engine.events import Committed, Event, Failed, Request, Usage
 from outrider_shared.ids import new_session_id
@@ -42,19 +42,16 @@ def generate(
     params: SamplingParams,
     max_tokens: int,
     *,
-    ignore_eos: bool = False,
-    logprobs: bool = False,
     on_tokens: Callable[[tuple[int, ...]], None] | None = None,
+    **more: Any,
 ) -> Answer:
-    """Decode one prompt to its end on an engine that this thread owns.
+    """Decode one prompt to its end on an engine that this thread owns; `more` are further fields of `Request`.
 
     Raises:
         OutriderError: if the engine refuses the prompt or fails.
     """
     events: list[Event] = []
-    request = Request(
-        new_session_id(), tuple(prompt), max_tokens, params, ignore_eos=ignore_eos, logprobs=logprobs, own_drafts=False
-    )
+    request = Request(new_session_id(), tuple(prompt), max_tokens, params, own_drafts=False, **more)
     started = time.perf_counter()
     engine.open(request, events.append)
     tokens: list[int] = []

@@ -96,13 +96,14 @@ class ToolCallStyle:
     Attributes:
         begin: Text before the object, for example "<tool_call>\n"; may be empty where a call is all of the answer.
         end: Text behind it, for example "\n</tool_call>".
-        special: Name of a special token of the tokenizer that stands before `begin`, such as "<|python_tag|>".
+        specials: (text, token id) of the tokenizer's special tokens; where `begin` or `end` has one of these texts, the
+            token is meant, and never its letters.
         name_key, arguments_key: Keys of the object.
     """
 
     begin: str = "<tool_call>\n"
     end: str = "\n</tool_call>"
-    special: str = ""
+    specials: tuple[tuple[str, int], ...] = ()
     name_key: str = "name"
     arguments_key: str = "arguments"
 
@@ -129,33 +130,33 @@ def tool_calls(
     style = style or ToolCallStyle()
     if not 1 <= len(tools) <= MAX_TOOLS:
         raise GrammarError(f"{len(tools)} tools are given", hint=f"from 1 to {MAX_TOOLS} are taken")
-    if not required and not (style.special or style.begin):
-        raise GrammarError("a call has no beginning that tells it from text", hint="give the style's `begin`")
+    begin, end = _lark(style.begin, style), _lark(style.end, style)
     repeat = "*" if parallel else "?"
     rules = ["%llguidance {}"]
     if required:
-        body = f'{_marker(style)} call "\\n"? ({_marker(style)} call "\\n"?)*' if parallel else f"{_marker(style)} call"
-        rules.append(f"start: {body}")
-    elif style.special:
-        rules += [f"start: (text_call){repeat} TEXT", f"text_call: TEXT {_marker(style)} call", r"TEXT: /(.|\n)*/"]
+        more = f'("\\n"? {" ".join(begin)} call)*' if parallel else ""
+        rules.append(f"start: {' '.join(begin)} call {more}")
+    elif not begin:
+        raise GrammarError("a call has no beginning that tells it from text", hint="give the style's `begin`")
     else:
-        # A lazy rule ends at the first place where the text shows the beginning of a call.
-        head = style.begin.rstrip() or style.begin
-        rest = json.dumps(style.begin[len(head) :]) if style.begin[len(head) :] else ""
-        rules += [
-            f"start: (text_call){repeat} TEXT",
-            f"text_call: trigger {rest} call",
-            f"trigger[lazy]: TEXT {json.dumps(head)}",
-            r"TEXT: /(.|\n)*/",
-        ]
-    end = json.dumps(style.end) if style.end else ""
-    rules.append(f"call: ({' | '.join(f'tool_{i}' for i in range(len(tools)))}) {end}")
+        # A special token is no text, so it ends the text before it; letters need a rule that stops where they appear.
+        head = f"TEXT {begin[0]}" if begin[0].startswith("<[") else "trigger"
+        rules += [f"start: (text_call){repeat} TEXT", f"text_call: {head} {' '.join(begin[1:])} call"]
+        rules += [r"TEXT: /(.|\n)*/", *([f"trigger[lazy]: TEXT {begin[0]}"] if head == "trigger" else [])]
+    rules.append(f"call: ({' | '.join(f'tool_{i}' for i in range(len(tools)))}) {' '.join(end)}")
     rules += [f"tool_{i}: %json {json.dumps(_call(name, schema, style))}" for i, (name, schema) in enumerate(tools)]
     return Grammar(GrammarKind.LARK, "\n".join(rules))
 
 
-def _marker(style: ToolCallStyle) -> str:
-    return f"{style.special} {json.dumps(style.begin) if style.begin else ''}"
+def _lark(text: str, style: ToolCallStyle) -> list[str]:
+    """A text as Lark terms: special tokens by their id, the rest quoted."""
+    names = dict(style.specials)
+    found = [name for name in names if name and name in text]
+    if not found:
+        return [json.dumps(text)] if text else []
+    first = min(found, key=lambda name: (text.index(name), -len(name)))
+    before, _, after = text.partition(first)
+    return [*_lark(before, style), f"<[{names[first]}]>", *_lark(after, style)]
 
 
 def _call(name: str, schema: Mapping[str, Any], style: ToolCallStyle) -> dict[str, Any]:

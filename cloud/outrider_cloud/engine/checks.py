@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from outrider_shared.errors import DraftError, LimitError, PromptError
+from outrider_shared.errors import DraftError, LimitError, ParameterError, PromptError
 
 if TYPE_CHECKING:
     from outrider_cloud.engine.config import EngineConfig
@@ -20,9 +20,14 @@ def check_request(request: Request, loaded: LoadedModel, config: EngineConfig) -
     """Refuse what this model, or this much KV memory, can never run.
 
     Raises:
+        ParameterError: if a bias is outside the vocabulary, or a grammar comes with what contradicts it.
         PromptError: if the prompt is empty, too long, or holds a token outside the vocabulary.
         LimitError: if prompt and answer do not fit into the KV memory even alone.
     """
+    if request.matcher is not None and (request.ignore_eos or request.min_tokens):
+        raise ParameterError("a grammar decides where the answer ends", hint="leave out ignore_eos and min_tokens")
+    if request.params.logit_bias and (token := request.params.logit_bias[-1][0]) >= loaded.vocabulary:
+        raise ParameterError(f"logit_bias names token {token}, the vocabulary has {loaded.vocabulary}")
     length, log = loaded.context_length, (*request.prompt, *request.committed)
     if not request.prompt:
         raise PromptError("the prompt is empty", hint="send at least one token")

@@ -22,14 +22,16 @@ from outrider_cloud.engine.checks import check_request, check_tree
 from outrider_cloud.engine.events import Committed, Failed, Finish, Opened, Request, Sink, Source
 from outrider_cloud.engine.memory import KvMemory
 from outrider_cloud.engine.session import Session, State
+from outrider_cloud.engine.shaping import Shaper
 from outrider_cloud.engine.stats import EngineStats
 from outrider_cloud.kernels.sampling import log_probabilities
 from outrider_shared import wire
 from outrider_shared.errors import InternalError, LimitError, OutriderError, ProtocolError
+from outrider_shared.sampling.shape_torch import shape
 from outrider_shared.tree import DraftTree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
 
@@ -68,6 +70,7 @@ class Engine:
         self._clock = clock
         self._arrivals = 0
         self._stop_of = runner.loaded.eos
+        self._shaper = Shaper(runner.loaded.eos)
 
     @property
     def pool(self) -> BlockPool:
@@ -179,9 +182,14 @@ class Engine:
             return False
         batch = lay_out(works)
         try:
+            changes = self._shaper.start(works)
             logits = self.runner.run(batch)
             bad = _rows_with_nan(logits)
-            chosen = self.runner.platform.sampler.choose(logits, batch.choosing, batch.params)
+            shaped = logits
+            if changes is not None:
+                shaping, faults = changes.result()
+                shaped, bad = shape(logits, shaping), bad | faults
+            chosen = self.runner.platform.sampler.choose(shaped, batch.choosing, batch.params)
         except Exception as error:  # noqa: BLE001 - whatever a model throws must not stop the other sessions
             for work in works:
                 self._fail(work.session, InternalError(f"the model failed in this step: {error}"))
@@ -212,7 +220,9 @@ class Engine:
             min(leases, default=float("inf")),
         )
 
-    def _commit(self, works: list[Work], logits: torch.Tensor, chosen: list[int], bad: set[int]) -> None:
+    def _commit(
+        self, works: list[Work], logits: torch.Tensor, chosen: list[int], bad: Mapping[int, OutriderError]
+    ) -> None:
         first = 0
         for work in works:
             count = 1 + len(work.nodes) if work.decodes else 0
@@ -225,9 +235,10 @@ class Engine:
                 work.session.seal(self.pool)
                 continue
             path = accept(work.nodes, chosen[rows.start : rows.stop])
-            # A draft row that is no number matters only if the target's own choices lead through it.
-            if bad.intersection(first - count + offset for offset in path[1]):
-                self._fail(work.session, InternalError("the model's logits are not numbers for this session"))
+            # A draft row that went wrong matters only if the target's own choices lead through it.
+            wrong = next((rows[offset] for offset in path[1] if rows[offset] in bad), None) if bad else None
+            if wrong is not None:
+                self._fail(work.session, bad[wrong])
             else:
                 self._extend(work, logits[rows.start : rows.stop], *path)
 
@@ -315,9 +326,12 @@ class Engine:
             self._drop(session)
 
 
-def _rows_with_nan(logits: torch.Tensor) -> set[int]:
+def _rows_with_nan(logits: torch.Tensor) -> dict[int, OutriderError]:
     rows = logits.isnan().any(-1)
-    return set(rows.nonzero().flatten().tolist()) if bool(rows.any()) else set()
+    if not bool(rows.any()):
+        return {}
+    error = InternalError("the model's logits are not numbers for this session")
+    return dict.fromkeys(rows.nonzero().flatten().tolist(), error)
 
 
 def _nowhere(_: object) -> None:

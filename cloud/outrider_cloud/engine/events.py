@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from outrider_shared.sampling import SamplingParams
 
 if TYPE_CHECKING:
+    from outrider_cloud.grammar.matcher import Matcher
     from outrider_shared.errors import OutriderError
     from outrider_shared.ids import SessionId
     from outrider_shared.logprobs import TokenLogprobs
@@ -57,6 +58,7 @@ class Request:
         pace: What to do without drafts.
         logprobs: Whether to report log-probabilities.
         top_logprobs: Likeliest tokens to report with each, from 0 to 20.
+        matcher: The compiled grammar that the answer must match, at its start; this session's own.
         min_tokens: End tokens and `stop` are not chosen before this many tokens are generated.
         own_drafts: Whether the cloud may draft for the session; without, and without drafts, it decodes plainly.
     """
@@ -72,6 +74,7 @@ class Request:
     logprobs: bool = False
     top_logprobs: int = 0
     min_tokens: int = 0
+    matcher: Matcher | None = None
     own_drafts: bool = True
 
 

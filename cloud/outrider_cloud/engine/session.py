@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import enum
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from outrider_cloud.engine.events import Finish, Usage
 from outrider_cloud.engine.survival import DraftSurvival
+from outrider_shared.sampling.shape import TokenCounts
 from outrider_shared.tree import UNNUMBERED, DraftTree
 
 if TYPE_CHECKING:
@@ -52,6 +54,9 @@ class Session:
         sink: Takes the session's events.
 
     Attributes:
+        matcher: Where the answer stands in its grammar; None is free text.
+        counts: How often the log has each token, where penalties need it; as far as the last step looked.
+        shaped: Whether anything changes its logits before the temperature.
         opened_at: Length of the log when the session was opened here: prompt, and what its owner knew already.
         logprobs: Of the log's tokens from there on, where asked for; kept, since a resume may need the last again.
         survival: How likely the edge's drafts are right; learned.
@@ -61,11 +66,16 @@ class Session:
     """
 
     def __init__(self, request: Request, arrival: int, sink: Sink) -> None:
+        if request.params.shaped:
+            request = replace(request, params=replace(request.params, answer_start=len(request.prompt)))
         self.request = request
         self.arrival = arrival
         self.sink = sink
         self.state = State.WAITING
         self.log: list[int] = [*request.prompt, *request.committed]
+        self.matcher = request.matcher
+        self.counts = TokenCounts(len(request.prompt)) if request.params.penalised else None
+        self.shaped = request.params.shaped or request.min_tokens > 0 or request.matcher is not None
         self.opened_at = len(self.log)
         self.logprobs: list[TokenLogprobs] = []
         self.tree = DraftTree(self.log)

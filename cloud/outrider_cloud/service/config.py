@@ -46,6 +46,7 @@ class ServiceConfig:
         max_sessions_per_device: Streams of one certificate CN, or of one peer address without mTLS.
         open_timeout_s: How long a new stream may take to send Open.
         stall_timeout_s: How long a device may leave our messages unread before its stream is cut (and its KV leased).
+        grammar_timeout_s: Most time that an answer's grammar may take to compile.
         drain_s: How long a stopping service lets sessions finish before it asks them to go on elsewhere.
     """
 
@@ -57,6 +58,7 @@ class ServiceConfig:
     max_sessions_per_device: int = 256
     open_timeout_s: float = 10.0
     stall_timeout_s: float = 20.0
+    grammar_timeout_s: float = 5.0
     drain_s: float = 20.0
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,15 +14,25 @@ from outrider_cloud.engine.events import Committed, Event, Failed, Opened
 from outrider_cloud.service.directory import Directory, Stream
 from outrider_cloud.service.opening import read_open
 from outrider_cloud.service.outbox import Outbox, commit_to_wire, is_last
-from outrider_shared.errors import DraftError, InternalError, OutriderError, ProtocolError, UnavailableError
-from outrider_shared.wire import draft_count, error_to_wire
+from outrider_shared.errors import (
+    DraftError,
+    GrammarError,
+    InternalError,
+    OutriderError,
+    ProtocolError,
+    UnavailableError,
+)
+from outrider_shared.wire import draft_count, error_to_wire, grammar_from_wire
 from outrider_wire.v1 import verifier_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from outrider_cloud.engine.engine import Engine
+    from outrider_cloud.engine.events import Request
     from outrider_cloud.engine.thread import EngineThread
+    from outrider_cloud.grammar.compiler import GrammarCompiler
+    from outrider_cloud.grammar.matcher import Matcher
     from outrider_cloud.model.loading import LoadedModel
     from outrider_cloud.service.config import ServiceConfig
 
@@ -40,6 +51,7 @@ class Service:
         config: Bounds.
         directory: Live streams.
         max_nodes: Pending nodes that the engine allows a session.
+        grammars: Compiles what answers must match; None refuses grammars.
     """
 
     thread: EngineThread
@@ -47,6 +59,7 @@ class Service:
     config: ServiceConfig
     directory: Directory
     max_nodes: int
+    grammars: GrammarCompiler | None = None
 
 
 class SessionHandler:
@@ -102,7 +115,9 @@ class SessionHandler:
         resumable = self._service.directory.enter(stream, message.lease)
         outcome = "broken"
         try:
-            await self._start(stream, resumable=resumable)
+            if message.HasField("grammar"):
+                request = dataclasses.replace(request, matcher=await self._compile(message, request))
+            await self._start(request, resumable=resumable)
             outcome = await self._exchange(stream, requests)
         except OutriderError:
             outcome = "failed"
@@ -110,8 +125,14 @@ class SessionHandler:
         finally:
             self._leave(stream, outcome)
 
-    async def _start(self, stream: Stream, *, resumable: bool) -> None:
-        loop, request = asyncio.get_running_loop(), stream.request
+    async def _compile(self, message: pb.Open, request: Request) -> Matcher:
+        grammar, compiler = grammar_from_wire(message.grammar), self._service.grammars
+        if compiler is None:
+            raise GrammarError("this service follows no grammars", hint="leave out the grammar")
+        return await compiler.prepare(grammar, request.committed)
+
+    async def _start(self, request: Request, *, resumable: bool) -> None:
+        loop = asyncio.get_running_loop()
         sink = functools.partial(_post, loop, self._outbox)
 
         def start(engine: Engine) -> None:

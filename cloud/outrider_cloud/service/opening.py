@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from outrider_cloud.engine.events import Pace, Request
-from outrider_shared.errors import GrammarError, MismatchError, ParameterError, PromptError, UnknownModelError
+from outrider_shared.errors import MismatchError, ParameterError, PromptError, UnknownModelError
 from outrider_shared.ids import parse_session_id
 from outrider_shared.logprobs import check_top_logprobs
 from outrider_shared.packing import unpack_tokens
@@ -44,11 +44,6 @@ def read_open(message: pb.Open, model: LoadedModel) -> Request:
         raise ParameterError(f"pace {message.pace} is unknown", hint="use PACE_AHEAD, PACE_HOLD or PACE_AUTO")
     check_top_logprobs(message.top_logprobs, logprobs=message.logprobs)
     params = sampling_from_wire(message.sampling)
-    outside = [token for token, _ in params.logit_bias if token >= model.vocabulary]
-    if outside:
-        raise ParameterError(f"logit_bias names token {outside[0]}, the vocabulary has {model.vocabulary}")
-    if message.HasField("grammar"):
-        raise GrammarError("this service follows no grammars yet", hint="leave out the grammar")
     if message.min_tokens > message.max_tokens:
         raise ParameterError(f"min_tokens is {message.min_tokens}, max_tokens {message.max_tokens}")
     for name, length in (("prompt", message.prompt_length), ("committed log", message.committed_length)):

@@ -14,6 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from outrider_cloud.engine.thread import EngineThread
+from outrider_cloud.grammar.compiler import GrammarCompiler
 from outrider_cloud.service.directory import Directory
 from outrider_cloud.service.handler import Service, SessionHandler
 from outrider_shared import wire
@@ -64,12 +65,14 @@ class Server:
         self._config = config
         self._engine_config = engine.config
         self._thread = EngineThread(engine)
+        self._grammars = GrammarCompiler(engine.runner.loaded, config.grammar_timeout_s)
         self._service = Service(
             self._thread,
             engine.runner.loaded,
             config,
             Directory(config.max_sessions_per_device),
             engine.config.max_nodes,
+            self._grammars,
         )
         self._draining = False
         self._health = health.aio.HealthServicer()
@@ -107,6 +110,7 @@ class Server:
                 stream.end(UnavailableError("the service is stopping", hint="resume at another replica"))
         await self._server.stop(grace=2.0)
         await asyncio.to_thread(self._thread.stop)
+        await asyncio.to_thread(self._grammars.close)
 
     async def serve_until_signal(self, on_ready: Callable[[str], None]) -> None:
         """Run until SIGTERM or SIGINT, then drain."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from outrider_shared.sampling.rule import Guess, guess
+from outrider_shared.sampling.shape import shaped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +54,7 @@ class ModelDrafter:
         logits = self._runtime.forward(fresh, rows=(0,)) if len(fresh) == 1 else self._runtime.prefill(fresh)
         del self._held[common:]
         self._held += fresh
-        return guess(logits[-1], len(tokens), params, width)
+        return guess(shaped(logits[-1], tokens, params), len(tokens), params, width)
 
 
 def _common(held: list[int], tokens: Sequence[int]) -> int:

@@ -10,6 +10,7 @@ What it does not do: wait, send, draft or keep time.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from outrider_edge.session.events import Origin, Token, Totals
@@ -59,6 +60,8 @@ class SessionState:
     def __init__(
         self, request: GenerateRequest, policy: DraftPolicy, vocabulary: int, calibration: Calibrations | None = None
     ) -> None:
+        if request.params.shaped:
+            request = replace(request, params=replace(request.params, answer_start=len(request.prompt)))
         self.request = request
         self.policy = policy
         self.calibration = calibration or Calibrations()
