@@ -7,6 +7,7 @@ restarting can be played, and a failing one is shrunk.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,8 +26,10 @@ from outrider_edge.draft.drafter import ModelDrafter
 from outrider_edge.draft.runtime import DraftModel
 from outrider_edge.session.events import GenerateRequest, Pace
 from outrider_edge.session.policy import DraftPolicy
+from outrider_shared.grammar import Grammar, json_schema, regex
 from outrider_shared.sampling import SamplingParams
 from support.drafters import AdversarialDrafter, OracleDrafter, RandomDrafter
+from support.grammars import matcher_of
 from support.models import bundled_target, loaded, third_party
 from support.simulator import RecordingEngine, Simulation
 
@@ -44,7 +47,14 @@ PARAMS = st.builds(
     top_p=st.sampled_from([1.0, 1.0, 0.8]),
     min_p=st.sampled_from([0.0, 0.0, 0.05]),
     seed=st.integers(0, 2**64 - 1),
+    presence_penalty=st.sampled_from([0.0, 0.0, 0.7, -0.5]),
+    frequency_penalty=st.sampled_from([0.0, 0.0, 0.4]),
+    repetition_penalty=st.sampled_from([1.0, 1.0, 1.3]),
+    logit_bias=st.dictionaries(st.integers(0, 96), st.sampled_from([-100.0, 3.5]), max_size=2),
 )
+LISTS = json_schema({"type": "array", "items": {"type": "integer"}, "minItems": 2})
+WORDS = regex("([a-z]{2,5}[ ,]){2,6}[A-Z]+")
+PERSON = json_schema({"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]})
 POLICIES = st.builds(
     DraftPolicy,
     depth=st.integers(1, 7),
@@ -78,7 +88,18 @@ def requests(vocabulary: int, longest_prompt: int, most_tokens: int) -> st.Searc
         params=PARAMS,
         pace=st.sampled_from(list(Pace)),
         ignore_eos=st.booleans(),
+        min_tokens=st.sampled_from([0, 0, 1]),
+        logprobs=st.just(True),
+        top_logprobs=st.sampled_from([0, 2]),
     )
+
+
+def structured(
+    wanted: list[tuple[GenerateRequest, DraftPolicy]], grammar: Grammar | None
+) -> list[tuple[GenerateRequest, DraftPolicy]]:
+    """The first request with a grammar."""
+    (request, policy), *others = wanted
+    return [(replace(request, grammar=grammar, ignore_eos=False, min_tokens=0), policy), *others]
 
 
 def play(
@@ -99,14 +120,21 @@ def play(
     plain = []
     for number, (request, policy) in enumerate(wanted):
         engine = RecordingEngine(runner, config, lambda: 0.0)
-        answer = generate(engine, request.prompt, request.params, request.max_tokens, ignore_eos=request.ignore_eos)
-        plain.append((answer.tokens, {position: row for (_, position), row in engine.rows.items()}))
+        answer = generate(
+            engine, request.prompt, request.params, request.max_tokens, ignore_eos=request.ignore_eos,
+            logprobs=request.logprobs, top_logprobs=request.top_logprobs, min_tokens=request.min_tokens,
+            matcher=matcher_of(request.grammar, model),
+        )  # fmt: skip
+        plain.append((answer, {position: row for (_, position), row in engine.rows.items()}))
         drafter = make_drafter(number, request, [*request.prompt, *answer.tokens])
         simulation.add(f"session-{number}", request, drafter, policy)
     simulation.run()
-    for device, (tokens, rows) in zip(simulation.devices, plain, strict=True):
-        assert device.state.committed == tokens
-        assert device.shown == tokens
+    for device, (answer, rows) in zip(simulation.devices, plain, strict=True):
+        assert device.state.committed == answer.tokens
+        assert device.shown == answer.tokens
+        for token, entry in zip(device.told, answer.logprobs, strict=True):
+            assert token.logprob == pytest.approx(entry.logprob, rel=1e-3, abs=1e-3)
+            assert len(token.top) == device.request.top_logprobs
         if config.exact:
             for position, row in rows.items():
                 assert torch.equal(simulation.rows[device.session_id, position], row)
@@ -134,6 +162,7 @@ def play_anything(tiny: LoadedModel, data: st.DataObject, *, exact: bool) -> Non
     """One course of anything that may happen."""
     config = data.draw(configs(exact=exact))
     wanted = data.draw(st.lists(st.tuples(requests(97, 60, 40), POLICIES), min_size=1, max_size=3))
+    wanted = structured(wanted, data.draw(st.sampled_from([None, LISTS, WORDS])))
     kinds = data.draw(st.lists(st.sampled_from(["random", "adversarial", "right", "lying"]), min_size=3, max_size=3))
     random = data.draw(st.randoms(use_true_random=False))
 
@@ -185,6 +214,8 @@ def test_real_drafter_over_a_broken_network_gives_plain_tokens(pair, exact, data
     model, draft = _real_pair(pair)
     config = data.draw(configs(exact=exact))
     wanted = data.draw(st.lists(st.tuples(requests(model.vocabulary, 40, 24), POLICIES), min_size=1, max_size=2))
+    if pair == "bundled":
+        wanted = structured(wanted, data.draw(st.sampled_from([None, PERSON])))
     random = data.draw(st.randoms(use_true_random=False))
     play(
         model, config, wanted, lambda *_: ModelDrafter(draft.new_runtime()), random.randrange,

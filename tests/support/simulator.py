@@ -19,6 +19,7 @@ from outrider_shared.ids import SessionId
 from outrider_shared.packing import pack_varints, unpack_varints
 from outrider_shared.wire import draft_to_wire
 from outrider_wire.v1 import verifier_pb2 as pb
+from support.grammars import matcher_of
 
 if TYPE_CHECKING:
     import torch
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
     from outrider_cloud.engine.runner import ModelRunner
     from outrider_cloud.engine.schedule import Work
     from outrider_cloud.engine.session import Session
+    from outrider_cloud.grammar.matcher import Matcher
     from outrider_edge.draft.drafter import Drafter
-    from outrider_edge.session.events import GenerateRequest
+    from outrider_edge.session.events import GenerateRequest, Token
     from outrider_edge.session.policy import DraftPolicy
+    from outrider_shared.grammar import Grammar
 
 
 class Chooser(Protocol):
@@ -64,7 +67,12 @@ class Device:
     down: deque[bytes] = field(default_factory=deque)
     events: deque[Event] = field(default_factory=deque)
     connected: bool = False
-    shown: list[int] = field(default_factory=list)
+    told: list[Token] = field(default_factory=list)
+
+    @property
+    def shown(self) -> list[int]:
+        """Token ids that were told."""
+        return [token.id for token in self.told]
 
 
 class Simulation:
@@ -150,9 +158,15 @@ class Simulation:
         pace = Pace(request.pace.value)
         self.engine.open(
             Request(device.session_id, request.prompt, request.max_tokens, request.params, committed,
-                    frozenset(request.stop), request.ignore_eos, pace, logprobs=request.logprobs,
-                    own_drafts=request.cloud_drafts), sink,
+                    frozenset(request.stop), request.ignore_eos, pace, request.logprobs, request.top_logprobs,
+                    request.min_tokens, self._matcher(request.grammar, committed), own_drafts=request.cloud_drafts), sink,
         )  # fmt: skip
+
+    def _matcher(self, grammar: Grammar | None, committed: tuple[int, ...]) -> Matcher | None:
+        matcher = matcher_of(grammar, self.runner.loaded)
+        if matcher is not None:
+            matcher.follow(committed)
+        return matcher
 
     def _edge(self, device: Device) -> None:
         state = device.state
@@ -213,7 +227,7 @@ class Simulation:
         if message.HasField("opened"):
             device.state.open(message.opened)
         else:
-            device.shown += [token.id for token in device.state.commit(message.commit)]
+            device.told += device.state.commit(message.commit)
         if device.state.finish:
             self.engine.close(device.session_id)
 

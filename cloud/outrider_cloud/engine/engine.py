@@ -182,13 +182,12 @@ class Engine:
             return False
         batch = lay_out(works)
         try:
-            changes = self._shaper.start(works)
             logits = self.runner.run(batch)
+            changes = self._shaper.lay_out(works)
             bad = _rows_with_nan(logits)
             shaped = logits
             if changes is not None:
-                shaping, faults = changes.result()
-                shaped, bad = shape(logits, shaping), bad | faults
+                shaped, bad = shape(logits, changes[0]), bad | changes[1]
             chosen = self.runner.platform.sampler.choose(shaped, batch.choosing, batch.params)
         except Exception as error:  # noqa: BLE001 - whatever a model throws must not stop the other sessions
             for work in works:

@@ -1,23 +1,22 @@
 """Which changes the rows of a step get before a token is chosen: each row's own path decides, drafted tokens included.
 
-Sessions that ask for none cost one look at a flag. Grammar masks are computed beside the model's forward, in a thread
-of their own: their library lets go of the interpreter lock.
+Sessions that ask for none cost one look at a flag. It is called once the model's forward is on its way: where that runs
+on a device of its own, grammar masks are made meanwhile. (A thread beside a forward on the CPU only waits for the
+interpreter's lock.)
 """
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from outrider_shared.errors import GrammarError
 from outrider_shared.sampling.shape_torch import Shaping
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from concurrent.futures import Future
 
     from outrider_cloud.engine.schedule import Work
     from outrider_cloud.engine.session import Session
+    from outrider_shared.errors import GrammarError
 
 
 class Shaper:
@@ -29,22 +28,17 @@ class Shaper:
 
     def __init__(self, eos: frozenset[int]) -> None:
         self._eos = eos
-        self._pool: ThreadPoolExecutor | None = None
 
-    def start(self, works: Sequence[Work]) -> Future[tuple[Shaping, dict[int, GrammarError]]] | None:
-        """Begin to lay out a step whose works are final; None if no row needs it. The log must not grow meanwhile.
+    def lay_out(self, works: Sequence[Work]) -> tuple[Shaping, dict[int, GrammarError]] | None:
+        """The changes of a step; None if no row needs any.
 
         Returns:
             The changes by sampled row, and the rows for which a grammar found no answer, with the reason.
         """
         if not any(work.session.shaped and work.decodes for work in works):
             return None
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, thread_name_prefix="shaping")
-        return self._pool.submit(self._lay_out, works)
-
-    def _lay_out(self, works: Sequence[Work]) -> tuple[Shaping, dict[int, GrammarError]]:
-        shaping, faults, row = Shaping(), dict[int, GrammarError](), 0
+        faults: dict[int, GrammarError] = {}
+        shaping, row = Shaping(), 0
         for work in works:
             if not work.decodes:
                 continue
