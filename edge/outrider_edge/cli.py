@@ -23,12 +23,14 @@ from outrider_shared.chat import render_chat
 from outrider_shared.cli import TypedErrors
 from outrider_shared.errors import ConfigError
 from outrider_shared.flags import Seconds, answer_options, sampling_params
+from outrider_shared.grammar import json_schema
 from outrider_shared.logs import configure_logs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from outrider_edge.report import AnswerReport
+    from outrider_shared.grammar import Grammar
 
 
 @click.group(cls=TypedErrors)
@@ -63,6 +65,15 @@ def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--prompt", required=True, help="Text to continue, or with --chat the user's words.")
 @click.option("--chat", is_flag=True, help="Wrap the prompt with the pack's chat template.")
 @click.option("--ignore-eos", is_flag=True, help="Go on past the model's end tokens.")
+@click.option("--min-tokens", type=click.IntRange(0), default=0, help="Tokens before the answer may end.")
+@click.option(
+    "--logprobs",
+    type=click.IntRange(0, 20),
+    help="With --json: each token's log-probability, and of this many likeliest.",
+)
+@click.option(
+    "--json-schema", type=click.Path(path_type=Path), help="The answer must fit the JSON schema in this file."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def generate(prompt: str, *, chat: bool, as_json: bool, **flags: Any) -> None:
     """Generate one answer: the text is the cloud model's own, token for token."""
@@ -122,8 +133,21 @@ def _request(device: Device, text: str, flags: dict[str, Any], *, chat: bool) ->
         max_tokens=flags["max_tokens"],
         params=sampling_params(flags),
         ignore_eos=flags.get("ignore_eos", False),
+        min_tokens=flags.get("min_tokens", 0),
+        logprobs=flags.get("logprobs") is not None,
+        top_logprobs=flags.get("logprobs") or 0,
+        grammar=_grammar(flags.get("json_schema")),
         pace=Pace(flags["pace"]),
     )
+
+
+def _grammar(path: Path | None) -> Grammar | None:
+    if path is None:
+        return None
+    try:
+        return json_schema(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the schema {path} cannot be read: {error}") from error
 
 
 async def _compare(device: Device, asked: list[tuple[str, GenerateRequest]], *, quiet: bool) -> list[Pair]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from outrider_shared.errors import ParameterError
 from outrider_shared.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ _OPTIONS = (
     click.option(
         "--min-p", type=float, default=0.0, help="Keep tokens this fraction as likely as the likeliest; 0: off."
     ),
+    click.option("--presence-penalty", type=float, default=0.0, help="Off the logit of what the answer has; 0: off."),
+    click.option("--frequency-penalty", type=float, default=0.0, help="The same, as often as it has it; 0: off."),
+    click.option("--repetition-penalty", type=float, default=1.0, help="Divides logits of repeated tokens; 1: off."),
+    click.option("--logit-bias", multiple=True, metavar="ID=BIAS", help="Added to a token's logit; may be repeated."),
     click.option("--seed", type=int, default=0, show_default=True, help="Key of the noise."),
 )
 
@@ -55,4 +60,18 @@ def sampling_params(flags: Mapping[str, Any]) -> SamplingParams:
     Raises:
         ParameterError: if one is out of its range.
     """
-    return SamplingParams(*(flags[name] for name in ("temperature", "top_k", "top_p", "min_p", "seed")))
+    return SamplingParams(
+        *(flags[name] for name in ("temperature", "top_k", "top_p", "min_p", "seed")),
+        presence_penalty=flags["presence_penalty"],
+        frequency_penalty=flags["frequency_penalty"],
+        repetition_penalty=flags["repetition_penalty"],
+        logit_bias=tuple(_bias(text) for text in flags["logit_bias"]),
+    )
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError:
+        raise ParameterError(f"logit bias {text!r}", hint="write ID=BIAS, for example 42=-100") from None

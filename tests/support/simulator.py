@@ -159,7 +159,7 @@ class Simulation:
         self.engine.open(
             Request(device.session_id, request.prompt, request.max_tokens, request.params, committed,
                     frozenset(request.stop), request.ignore_eos, pace, request.logprobs, request.top_logprobs,
-                    request.min_tokens, self._matcher(request.grammar, committed), own_drafts=request.cloud_drafts), sink,
+                    request.min_tokens, self._matcher(request.grammar, committed), request.cloud_drafts), sink,
         )  # fmt: skip
 
     def _matcher(self, grammar: Grammar | None, committed: tuple[int, ...]) -> Matcher | None:
