@@ -36,6 +36,7 @@ from outrider_edge.session.offline import OfflinePolicy
 from outrider_edge.session.policy import DraftPolicy
 from outrider_shared.calibration import PRIOR, Calibrations
 from outrider_shared.errors import DeadlineError
+from outrider_shared.logprobs import TokenLogprobs
 from outrider_shared.packs import read_pack
 
 if TYPE_CHECKING:
@@ -156,6 +157,7 @@ class Device:
         started, first_s = time.perf_counter(), 0.0
         ids: list[int] = []
         alone: list[int] = []
+        told: list[TokenLogprobs] = []
         finished: Finished | None = None
         client = dataclasses.replace(self._client, new_drafter=None) if plain else self._client
         events = client.generate(
@@ -167,6 +169,7 @@ class Device:
                     if isinstance(event, Tokens):
                         first_s = first_s or time.perf_counter() - started
                         ids += [token.id for token in event.tokens]
+                        told += [TokenLogprobs(t.logprob, t.top) for t in event.tokens if t.logprob is not None]
                         if isinstance(event, Verified):
                             del alone[: len(event.tokens)]
                     elif isinstance(event, Unverified):
@@ -181,4 +184,4 @@ class Device:
             raise DeadlineError(f"the answer was not complete within {self._deadline_s:g} s") from None
         assert finished is not None, "an answer ends with Finished"
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return AnswerReport(text, ids, finished, time.perf_counter() - started, first_s, alone)
+        return AnswerReport(text, ids, finished, time.perf_counter() - started, first_s, alone, told)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from outrider_edge.session.events import Finished
+    from outrider_shared.logprobs import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class AnswerReport:
         wall_s: From the call to the last token, connecting included.
         first_s: From the call to the first token (TTFT).
         unverified_ids: What the draft model went on with alone and the cloud did not see; in no case part of `text`.
+        logprobs: Of each token, where asked for.
     """
 
     text: str
@@ -28,6 +30,7 @@ class AnswerReport:
     wall_s: float
     first_s: float
     unverified_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     @property
     def tokens_per_step(self) -> float:
@@ -41,6 +44,7 @@ class AnswerReport:
             "text": self.text,
             "token_ids": self.token_ids,
             "unverified_ids": self.unverified_ids,
+            **({"logprobs": [asdict(entry) for entry in self.logprobs]} if self.logprobs else {}),
             "finish": self.finished.reason,
             "cloud_steps": totals.cloud_steps,
             "tokens_per_step": self.tokens_per_step,
