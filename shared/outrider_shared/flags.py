@@ -61,7 +61,11 @@ def sampling_params(flags: Mapping[str, Any]) -> SamplingParams:
         ParameterError: if one is out of its range.
     """
     return SamplingParams(
-        *(flags[name] for name in ("temperature", "top_k", "top_p", "min_p", "seed")),
+        temperature=flags["temperature"],
+        top_k=flags["top_k"],
+        top_p=flags["top_p"],
+        min_p=flags["min_p"],
+        seed=flags["seed"],
         presence_penalty=flags["presence_penalty"],
         frequency_penalty=flags["frequency_penalty"],
         repetition_penalty=flags["repetition_penalty"],
