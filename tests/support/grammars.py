@@ -28,13 +28,16 @@ def _letters() -> Any:
 
 
 @functools.cache
-def _words(model: LoadedModel) -> Any:
-    return new_tokenizer(model.tokenizer.to_str(), model.vocabulary, sorted(model.eos))
+def _words(tokenizer_json: str, vocabulary: int, eos: frozenset[int]) -> Any:
+    return new_tokenizer(tokenizer_json, vocabulary, sorted(eos))
 
 
 def matcher_of(grammar: Grammar | None, model: LoadedModel) -> Matcher | None:
     """A fresh matcher, compiled in this process."""
     if grammar is None:
         return None
-    tokenizer = _letters() if model.vocabulary == TINY_VOCABULARY else _words(model)
+    if model.vocabulary == TINY_VOCABULARY:
+        tokenizer = _letters()
+    else:
+        tokenizer = _words(model.tokenizer.to_str(), model.vocabulary, model.eos)
     return Matcher(new_matcher(tokenizer, grammar), model.vocabulary)
