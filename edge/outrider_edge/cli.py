@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,10 @@ from rich.markup import escape
 
 from outrider_edge.compare import BUNDLED, Pair, read_requests, totals
 from outrider_edge.compare import compare as compare_answers
-from outrider_edge.device import Device
+from outrider_edge.device import Device, bundled_pack
+from outrider_edge.draft.profile import profile, write_profile
 from outrider_edge.link.grpc_link import ClientTls
-from outrider_edge.render import TokenPrinter, comparison_table, legend
+from outrider_edge.render import TokenPrinter, comparison_table, legend, profile_table
 from outrider_edge.session.events import GenerateRequest, Pace
 from outrider_edge.session.offline import OfflineMode, OfflinePolicy
 from outrider_edge.session.policy import DraftPolicy
@@ -25,6 +27,7 @@ from outrider_shared.errors import ConfigError
 from outrider_shared.flags import Seconds, answer_options, sampling_params
 from outrider_shared.grammar import json_schema
 from outrider_shared.logs import configure_logs
+from outrider_shared.packs import read_pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,6 +116,40 @@ def compare(
         click.echo(json.dumps(result))
     elif not quiet:
         Console().print(comparison_table(result))
+
+
+@edge.command("profile")
+@click.argument("packs", nargs=-1, required=True, metavar="PACK...")
+@click.option(
+    "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="The acceptance to reckon with."
+)
+@click.option("--step-ms", type=click.FloatRange(0), default=25.0, show_default=True, help="Time of a cloud step.")
+@click.option("--rtt-ms", type=click.FloatRange(0), default=25.0, show_default=True, help="Round trip to the cloud.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads of a draft pass.")
+@click.option(
+    "--repeats", type=click.IntRange(1), default=200, show_default=True, help="Passes of each number of rows."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Keep the choice here; --draft takes the file in place of a pack."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def choose_pack(packs: tuple[str, ...], *, out: Path | None, as_json: bool, **flags: Any) -> None:
+    """Choose among packs of one draft by pass times measured on this device and their measured acceptance."""
+    folders = [bundled_pack() if path == BUNDLED else Path(path) for path in packs]
+    found = profile(
+        [read_pack(folder) for folder in folders],
+        temperature=flags["temperature"],
+        cloud_s=(flags["step_ms"] + flags["rtt_ms"]) / 1e3,
+        threads=flags["threads"],
+        repeats=flags["repeats"],
+    )
+    if out is not None:
+        write_profile(out, found, flags)
+    if as_json:
+        candidates = [dataclasses.asdict(candidate) for candidate in found]
+        click.echo(json.dumps({"pack": found[0].path, "setting": flags, "candidates": candidates}))
+    else:
+        Console().print(profile_table(found))
 
 
 def _device(flags: dict[str, Any]) -> Device:

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from outrider_edge.draft.drafter import Drafter, ModelDrafter
 from outrider_edge.draft.lookup import LookupDrafter
 from outrider_edge.draft.mixed import MixedDrafter
+from outrider_edge.draft.profile import chosen_pack
 from outrider_edge.draft.runner import ThreadRunner
 from outrider_edge.draft.runtime import DraftModel
 from outrider_edge.link.backoff import Backoff
@@ -51,6 +52,11 @@ def bundled_pack() -> Path:
     return Path(str(files("outrider_edge") / "bundled" / "draft"))
 
 
+def _pack_of(path: Path) -> Path:
+    """A pack folder as it is; of a profile (`outrider edge profile`) the pack that it chose."""
+    return chosen_pack(path) if path.suffix == ".json" else path
+
+
 class Device:
     """Answers requests; use as an async context manager. Make it with `open`."""
 
@@ -85,7 +91,8 @@ class Device:
 
         Args:
             cloud: HOST:PORT of the verifier; of several, the most preferred first.
-            draft: Pack folder, `bundled`, or `none` for plain decoding (the bundled pack's tokenizer is used).
+            draft: Pack folder, a profile that chose one, `bundled`, or `none` for plain decoding (with the bundled
+                pack's tokenizer).
             tls: None is plaintext.
             policy: How far to draft.
             backoff: How long to wait between tries to reach the cloud.
@@ -96,7 +103,7 @@ class Device:
         Raises:
             PackError: if the pack is damaged.
         """
-        pack = read_pack(bundled_pack() if str(draft) in {BUNDLED, NONE} else draft)
+        pack = read_pack(bundled_pack() if str(draft) in {BUNDLED, NONE} else _pack_of(Path(draft)))
         manifest, policy = pack.manifest, policy or DraftPolicy()
 
         model = DraftModel.load(pack, threads=threads)

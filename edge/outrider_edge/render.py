@@ -23,7 +23,11 @@ from outrider_edge.session.events import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tokenizers import Tokenizer
+
+    from outrider_edge.draft.profile import Candidate
 
 STYLES = {
     Origin.ACCEPTED: "green",
@@ -60,6 +64,20 @@ def comparison_table(result: dict[str, Any]) -> Table:
         table.add_row(answer["request"], *_cells(answer))
     table.add_section()
     table.add_row("all", *_cells(result), style="bold")
+    return table
+
+
+def profile_table(candidates: Sequence[Candidate]) -> Table:
+    """Packs on this device, the best first."""
+    table = Table("pack", "precision", box=SIMPLE_HEAD)
+    for name in ("MB", "us: 1/2/4/8 rows", "tokens/step", "draft us/token", "tokens/s"):
+        table.add_column(name, justify="right")
+    for each in candidates:
+        table.add_row(
+            each.path, each.precision, f"{each.size_bytes / 1e6:.1f}",
+            "/".join(f"{micro:.0f}" for micro in each.pass_us.values()), f"{each.tokens_per_step:.2f}",
+            f"{each.draft_us_per_token:.0f}", f"{each.tokens_per_s:.1f}",
+        )  # fmt: skip
     return table
 
 

@@ -90,6 +90,7 @@ class _Cloud:
         asked = Request(
             self.session_id, request.prompt, request.max_tokens, request.params,
             stop=frozenset(request.stop), ignore_eos=request.ignore_eos, pace=pace,
+            own_drafts=False,  # what the device's drafts are worth, not the cloud's
         )  # fmt: skip
         engine.open(asked, self._take)
 
