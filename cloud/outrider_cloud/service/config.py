@@ -47,6 +47,7 @@ class ServiceConfig:
         open_timeout_s: How long a new stream may take to send Open.
         stall_timeout_s: How long a device may leave our messages unread before its stream is cut (and its KV leased).
         grammar_timeout_s: Most time that an answer's grammar may take to compile.
+        remembered_tokens: Tokens of earlier logs that are kept so that devices need not send them again; 0 keeps none.
         drain_s: How long a stopping service lets sessions finish before it asks them to go on elsewhere.
     """
 
@@ -59,6 +60,7 @@ class ServiceConfig:
     open_timeout_s: float = 10.0
     stall_timeout_s: float = 20.0
     grammar_timeout_s: float = 5.0
+    remembered_tokens: int = 1 << 22
     drain_s: float = 20.0
 
     def __post_init__(self) -> None:

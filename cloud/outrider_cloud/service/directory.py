@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from outrider_shared.errors import LimitError, SessionExistsError
+from outrider_shared.prefix import KEY_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +28,8 @@ class Stream:
         request: What it asked for.
         end: Ends the stream with an error; called when its owner returns on another, or the service drains.
         lease: Proof of ownership, given to the device in `Opened`.
+        log_key: Names the log for the device's later sessions.
+        log: Prompt and committed tokens, as far as they were told.
     """
 
     session_id: SessionId
@@ -34,6 +37,11 @@ class Stream:
     request: Request
     end: Callable[[Exception], None]
     lease: bytes = field(default_factory=lambda: secrets.token_bytes(16))
+    log_key: bytes = field(default_factory=lambda: secrets.token_bytes(KEY_BYTES))
+    log: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.log = [*self.request.prompt, *self.request.committed]
 
 
 class Directory:

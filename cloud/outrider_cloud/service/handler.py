@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import structlog
 
 from outrider_cloud.engine.events import Committed, Event, Failed, Opened
 from outrider_cloud.service.directory import Directory, Stream
+from outrider_cloud.service.memory import LogMemory
 from outrider_cloud.service.opening import read_open
 from outrider_cloud.service.outbox import Outbox, commit_to_wire, is_last
 from outrider_shared.errors import (
@@ -22,7 +23,7 @@ from outrider_shared.errors import (
     ProtocolError,
     UnavailableError,
 )
-from outrider_shared.wire import draft_count, error_to_wire, grammar_from_wire
+from outrider_shared.wire import NODES_BEFORE_OPENED, draft_count, error_to_wire, grammar_from_wire
 from outrider_wire.v1 import verifier_pb2 as pb
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Service:
         directory: Live streams.
         max_nodes: Pending nodes that the engine allows a session.
         grammars: Compiles what answers must match; None refuses grammars.
+        memory: Logs that devices need not send again.
     """
 
     thread: EngineThread
@@ -60,6 +62,7 @@ class Service:
     directory: Directory
     max_nodes: int
     grammars: GrammarCompiler | None = None
+    memory: LogMemory = field(default_factory=lambda: LogMemory(0))
 
 
 class SessionHandler:
@@ -110,15 +113,16 @@ class SessionHandler:
         return error
 
     async def _serve(self, message: pb.Open, requests: AsyncIterator[pb.DecodeRequest]) -> None:
-        request = read_open(message, self._service.model)
+        message, prefix, early = await self._whole(message, requests)
+        request = read_open(message, self._service.model, prefix)
         stream = Stream(request.session_id, self._device, request, self._end)
         resumable = self._service.directory.enter(stream, message.lease)
         outcome = "broken"
         try:
             if message.HasField("grammar"):
                 request = dataclasses.replace(request, matcher=await self._compile(message, request))
-            await self._start(request, resumable=resumable)
-            outcome = await self._exchange(stream, requests)
+            await self._start(stream, resumable=resumable)
+            outcome = await self._exchange(stream, _after(early, requests))
         except OutriderError:
             outcome = "failed"
             raise
@@ -131,8 +135,33 @@ class SessionHandler:
             raise GrammarError("this service follows no grammars", hint="leave out the grammar")
         return await compiler.prepare(grammar, request.committed)
 
-    async def _start(self, request: Request, *, resumable: bool) -> None:
-        loop = asyncio.get_running_loop()
+    async def _whole(
+        self, message: pb.Open, requests: AsyncIterator[pb.DecodeRequest]
+    ) -> tuple[pb.Open, tuple[int, ...], list[pb.DecodeRequest]]:
+        """An `Open` with the tokens that its prefix names, and the drafts that came before it was whole."""
+        memory = self._service.memory
+        if not message.prefix:
+            return message, (), []
+        prefix = memory.find(message.prefix, self._device, message.prefix_length, message.prefix_digest)
+        if prefix is not None:
+            return message, prefix, []
+        await self._send_within(pb.DecodeResponse(need_prompt=pb.NeedPrompt()))
+        early: list[pb.DecodeRequest] = []
+        async with asyncio.timeout(self._service.config.open_timeout_s):
+            async for request in requests:
+                kind = request.WhichOneof("body")
+                if kind == "open" and not request.open.prefix:
+                    return request.open, (), early
+                if kind == "ping":
+                    await self._send_within(pb.DecodeResponse(pong=pb.Pong(number=request.ping.number)))
+                elif kind in {"draft", "cancel"} and len(early) < NODES_BEFORE_OPENED:
+                    early.append(request)
+                elif kind is not None:
+                    raise ProtocolError(f"a message of kind {kind!r} came, the whole prompt was asked for")
+        raise ProtocolError("the stream ended before the whole prompt came")
+
+    async def _start(self, stream: Stream, *, resumable: bool) -> None:
+        loop, request = asyncio.get_running_loop(), stream.request
         sink = functools.partial(_post, loop, self._outbox)
 
         def start(engine: Engine) -> None:
@@ -200,6 +229,7 @@ class SessionHandler:
 
     def _message(self, event: Event, stream: Stream) -> pb.DecodeResponse:
         if isinstance(event, Committed):
+            stream.log += event.tokens
             return pb.DecodeResponse(commit=commit_to_wire(event, self._service.model.vocabulary))
         assert isinstance(event, Opened)
         opened = pb.Opened(
@@ -209,7 +239,9 @@ class SessionHandler:
             max_nodes=self._service.max_nodes,
             max_nodes_per_message=self._service.config.max_nodes_per_message,
             cached_tokens=event.cached_tokens,
+            log_key=stream.log_key if self._service.memory.keeps else b"",
         )
+        self._service.memory.keep(stream.log_key, self._device, stream.log)
         return pb.DecodeResponse(opened=opened)
 
     def _end(self, error: Exception) -> None:
@@ -225,7 +257,17 @@ class SessionHandler:
         elif mine:
             self._service.thread.post(lambda engine: engine.close(session_id))
         self._ended.cancel()
+        self._service.memory.keep(stream.log_key, self._device, stream.log)
         _log.info("session left", session=session_id, device=self._device, outcome=outcome)
+
+
+async def _after(
+    early: list[pb.DecodeRequest], requests: AsyncIterator[pb.DecodeRequest]
+) -> AsyncIterator[pb.DecodeRequest]:
+    for request in early:
+        yield request
+    async for request in requests:
+        yield request
 
 
 def _post(loop: asyncio.AbstractEventLoop, outbox: Outbox, event: Event) -> None:

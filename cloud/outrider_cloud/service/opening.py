@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from outrider_cloud.engine.events import Pace, Request
+from outrider_shared.coding import decode_tokens
 from outrider_shared.errors import MismatchError, ParameterError, PromptError, UnknownModelError
 from outrider_shared.ids import parse_session_id
 from outrider_shared.logprobs import check_top_logprobs
@@ -24,8 +25,8 @@ _PACES = {
 _MAX_STOP_TOKENS = 64
 
 
-def read_open(message: pb.Open, model: LoadedModel) -> Request:
-    """The request of an `Open`.
+def read_open(message: pb.Open, model: LoadedModel, prefix: tuple[int, ...] = ()) -> Request:
+    """The request of an `Open`, whose prompt begins with `prefix`.
 
     Raises:
         ProtocolError: if the session id or a packed field is malformed.
@@ -46,12 +47,12 @@ def read_open(message: pb.Open, model: LoadedModel) -> Request:
     params = sampling_from_wire(message.sampling)
     if message.min_tokens > message.max_tokens:
         raise ParameterError(f"min_tokens is {message.min_tokens}, max_tokens {message.max_tokens}")
-    for name, length in (("prompt", message.prompt_length), ("committed log", message.committed_length)):
+    for name, length in (("prompt", len(prefix) + message.prompt_length), ("committed log", message.committed_length)):
         if length > model.context_length:
             raise PromptError(f"the {name} has {length} tokens", hint=f"the context holds {model.context_length}")
     return Request(
         session_id=session_id,
-        prompt=tuple(unpack_tokens(message.prompt, message.prompt_length, model.vocabulary)),
+        prompt=prefix + _tail(message, model),
         committed=tuple(unpack_tokens(message.committed, message.committed_length, model.vocabulary)),
         max_tokens=message.max_tokens,
         params=params,
@@ -63,6 +64,11 @@ def read_open(message: pb.Open, model: LoadedModel) -> Request:
         min_tokens=message.min_tokens,
         own_drafts=not message.no_cloud_drafts,
     )
+
+
+def _tail(message: pb.Open, model: LoadedModel) -> tuple[int, ...]:
+    count, coding = message.prompt_length, message.token_coding
+    return decode_tokens(message.prompt, count, model.vocabulary, coding, model.tokenizer_sha256)
 
 
 def check_handshake(message: pb.Open, model: LoadedModel) -> None:

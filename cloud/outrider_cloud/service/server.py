@@ -17,6 +17,7 @@ from outrider_cloud.engine.thread import EngineThread
 from outrider_cloud.grammar.compiler import GrammarCompiler
 from outrider_cloud.service.directory import Directory
 from outrider_cloud.service.handler import Service, SessionHandler
+from outrider_cloud.service.memory import LogMemory
 from outrider_shared import wire
 from outrider_shared.errors import ConfigError, OutriderError, ProtocolError, UnavailableError
 from outrider_wire.v1 import verifier_pb2 as pb
@@ -73,6 +74,7 @@ class Server:
             Directory(config.max_sessions_per_device),
             engine.config.max_nodes,
             self._grammars,
+            LogMemory(config.remembered_tokens),
         )
         self._draining = False
         self._health = health.aio.HealthServicer()

@@ -15,6 +15,7 @@ from outrider_edge.link.backoff import Backoff
 from outrider_edge.session.events import Started
 from outrider_edge.session.line import Line, Liveness
 from outrider_edge.session.loop import SessionLoop
+from outrider_edge.session.memory import SentLogs
 from outrider_edge.session.offline import Alone, OfflinePolicy
 from outrider_edge.session.policy import DraftPolicy
 from outrider_edge.session.state import SessionState
@@ -45,6 +46,7 @@ class Client:
         offline: What to do without the cloud.
         eos: The model's end tokens, for answers without the cloud.
         runner: Where draft passes run; by default in the event loop.
+        logs: What clouds were sent before: a next turn sends only what is new.
     """
 
     connector: Connector
@@ -58,6 +60,7 @@ class Client:
     offline: OfflinePolicy = field(default_factory=OfflinePolicy)
     eos: frozenset[int] = frozenset()
     runner: DraftRunner = field(default_factory=lambda: ThreadRunner(threaded=False))
+    logs: SentLogs = field(default_factory=SentLogs)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[SessionEvent]:
         """Events of one answer, from `Started` to `Finished`.
@@ -71,7 +74,7 @@ class Client:
         line = Line(self.connector, self.backoff, self._liveness(), state.totals)
         drafter = None if self.new_drafter is None else self.new_drafter()
         session = SessionLoop(
-            state, self.tokenizer_sha256, line, drafter, self.runner, self.offline, Alone(request, self.eos)
+            state, self.tokenizer_sha256, line, drafter, self.runner, self.offline, Alone(request, self.eos), self.logs
         )
         yield Started(state.totals)
         async with contextlib.aclosing(session.run()) as events:

@@ -190,7 +190,7 @@ class Line:
                 sent = self._pinged_at.pop(message.pong.number, None)
                 self.ping_s = self.ping_s if sent is None else clock() - sent
                 self._arrived.set()
-            elif kind is not None or not message.padding:
+            else:
                 self._progress = self._progress or kind == "commit"
                 self._put(message)
         if not self._closing:

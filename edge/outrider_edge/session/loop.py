@@ -16,23 +16,19 @@ from outrider_edge.session.events import (
     Finished,
     Offline,
     Online,
-    Pace,
     Reconnecting,
     SessionEvent,
 )
 from outrider_edge.session.line import Broken, Connected, Line
 from outrider_edge.session.offline import Alone, OfflineMode, OfflinePolicy
+from outrider_edge.session.opening import open_message
 from outrider_edge.session.plan import Action, plan
 from outrider_shared.errors import InternalError, MismatchError, OutriderError, SessionExistsError, UnavailableError
 from outrider_shared.ids import new_session_id
-from outrider_shared.packing import pack_tokens
 from outrider_shared.wire import (
     FRAME_BYTES,
-    PROTOCOL_VERSION,
     draft_to_wire,
     error_from_wire,
-    grammar_to_wire,
-    sampling_to_wire,
 )
 from outrider_wire.v1 import verifier_pb2 as pb
 
@@ -42,12 +38,12 @@ if TYPE_CHECKING:
     from outrider_edge.draft.drafter import Drafter
     from outrider_edge.draft.runner import DraftRunner
     from outrider_edge.session.line import Item
+    from outrider_edge.session.memory import Prefix, SentLogs
     from outrider_edge.session.state import SessionState
     from outrider_shared.tree import Node
 
 # Finest that clocks are compared: a wait of what rounding leaves would be none.
 _TICK_S = 0.001
-_PACES = {Pace.AHEAD: pb.PACE_AHEAD, Pace.HOLD: pb.PACE_HOLD, Pace.AUTO: pb.PACE_AUTO}
 
 
 class SessionLoop:
@@ -61,6 +57,7 @@ class SessionLoop:
         runner: Where draft passes run.
         offline: What to do without the cloud.
         alone: The tokens that are shown without it.
+        logs: What clouds were sent before.
     """
 
     def __init__(
@@ -72,6 +69,7 @@ class SessionLoop:
         runner: DraftRunner,
         offline: OfflinePolicy,
         alone: Alone,
+        logs: SentLogs,
     ) -> None:
         self._state = state
         self._session_id = new_session_id()
@@ -79,6 +77,9 @@ class SessionLoop:
         self._line = line
         self._drafter, self._runner = drafter, runner
         self._offline, self._alone = offline, alone
+        self._logs = logs
+        self._peer = ""
+        self._prefix: Prefix | None = None
         self._connected = self._away = False
         self._unsent_since = self._progress_at = self._ended_at = 0.0
         self._trace: deque[Drafted] = deque()
@@ -173,6 +174,8 @@ class SessionLoop:
         if isinstance(item, Connected):
             self._connected = True
             self._state.totals.connects += 1
+            self._peer = item.peer
+            self._prefix = self._logs.best(item.peer, self._state.request.prompt)
             self._send_open()
             return []
         if isinstance(item, Broken):
@@ -183,10 +186,17 @@ class SessionLoop:
             return self._broken(Broken(error_from_wire(item.error), 0.0), told=True)
         if kind == "opened":
             self._state.open(item.opened)
+            self._state.totals.prompt_reused = 0 if self._prefix is None else self._prefix.length
+            self._logs.remember(self._peer, item.opened.log_key, self._state.log)
             self._state.hang(self._alone.tokens, self._alone.guesses)
             return []
         if kind == "commit":
             return self._commit(item.commit, at)
+        if kind == "need_prompt" and self._prefix is not None:
+            self._logs.forget(self._peer, self._prefix.key)
+            self._prefix = None
+            self._send_open()
+            return []
         raise MismatchError(f"the cloud sent a message of kind {kind!r}", hint="update outrider on this device")
 
     def _commit(self, message: pb.Commit, at: float) -> list[SessionEvent]:
@@ -216,7 +226,8 @@ class SessionLoop:
         return [Reconnecting(str(error), item.wait_s)]
 
     def _send_open(self) -> None:
-        message = pb.DecodeRequest(open=self._open())
+        opening = open_message(self._state, self._session_id, self._tokenizer_sha256, self._prefix)
+        message = pb.DecodeRequest(open=opening)
         self._state.totals.prompt_bytes += message.ByteSize() + FRAME_BYTES
         self._line.send(message)
 
@@ -277,31 +288,6 @@ class SessionLoop:
         state.totals.unverified = len(self._alone.tokens)
         assert state.finish is not None, "only a finished session is finished"
         return Finished(state.finish, state.totals)
-
-    def _open(self) -> pb.Open:
-        state, request = self._state, self._state.request
-        committed = state.committed
-        return pb.Open(
-            session_id=self._session_id,
-            protocol_version=PROTOCOL_VERSION,
-            tokenizer_sha256=bytes.fromhex(self._tokenizer_sha256),
-            vocabulary_size=state.vocabulary,
-            sampling=sampling_to_wire(request.params),
-            max_tokens=request.max_tokens,
-            stop_token_ids=request.stop,
-            ignore_eos=request.ignore_eos,
-            pace=_PACES[request.pace],
-            prompt=pack_tokens(request.prompt, state.vocabulary),
-            prompt_length=len(request.prompt),
-            committed=pack_tokens(committed, state.vocabulary),
-            committed_length=len(committed),
-            lease=state.lease,
-            logprobs=request.logprobs,
-            top_logprobs=request.top_logprobs,
-            min_tokens=request.min_tokens,
-            grammar=grammar_to_wire(request.grammar),
-            no_cloud_drafts=not request.cloud_drafts,
-        )
 
 
 def _traced(node: Node) -> DraftedNode:

@@ -102,7 +102,7 @@ class _TokenCodingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TokenCodi
     TOKEN_CODING_PACKED: _TokenCoding.ValueType  # 0
     """packed, see above"""
     TOKEN_CODING_ZSTD: _TokenCoding.ValueType  # 1
-    """32-bit little-endian ids, bytes of equal weight together, compressed with zstandard"""
+    """little-endian ids of 16 bits (vocabularies up to 65,536) or 32, zstandard without magic"""
     TOKEN_CODING_ZSTD_DICT: _TokenCoding.ValueType  # 2
     """the same, with the dictionary that belongs to the tokenizer"""
 
@@ -112,7 +112,7 @@ class TokenCoding(_TokenCoding, metaclass=_TokenCodingEnumTypeWrapper):
 TOKEN_CODING_PACKED: TokenCoding.ValueType  # 0
 """packed, see above"""
 TOKEN_CODING_ZSTD: TokenCoding.ValueType  # 1
-"""32-bit little-endian ids, bytes of equal weight together, compressed with zstandard"""
+"""little-endian ids of 16 bits (vocabularies up to 65,536) or 32, zstandard without magic"""
 TOKEN_CODING_ZSTD_DICT: TokenCoding.ValueType  # 2
 """the same, with the dictionary that belongs to the tokenizer"""
 Global___TokenCoding: _TypeAlias = TokenCoding  # noqa: Y015
@@ -154,9 +154,6 @@ class DecodeRequest(_message.Message):
     DRAFT_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
     PING_FIELD_NUMBER: _builtins.int
-    PADDING_FIELD_NUMBER: _builtins.int
-    padding: _builtins.bytes
-    """Fill, zero bytes, see Padding. A message of fill alone is cover traffic and means nothing."""
     @_builtins.property
     def open(self) -> Global___Open: ...
     @_builtins.property
@@ -172,11 +169,10 @@ class DecodeRequest(_message.Message):
         draft: Global___Draft | None = ...,
         cancel: Global___Cancel | None = ...,
         ping: Global___Ping | None = ...,
-        padding: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cancel", b"cancel", "draft", b"draft", "open", b"open", "ping", b"ping"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cancel", b"cancel", "draft", b"draft", "open", b"open", "padding", b"padding", "ping", b"ping"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cancel", b"cancel", "draft", b"draft", "open", b"open", "ping", b"ping"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["open", "draft", "cancel", "ping"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
@@ -193,9 +189,6 @@ class DecodeResponse(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     PONG_FIELD_NUMBER: _builtins.int
     NEED_PROMPT_FIELD_NUMBER: _builtins.int
-    PADDING_FIELD_NUMBER: _builtins.int
-    padding: _builtins.bytes
-    """As in DecodeRequest."""
     @_builtins.property
     def opened(self) -> Global___Opened: ...
     @_builtins.property
@@ -214,45 +207,16 @@ class DecodeResponse(_message.Message):
         error: Global___Error | None = ...,
         pong: Global___Pong | None = ...,
         need_prompt: Global___NeedPrompt | None = ...,
-        padding: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "commit", b"commit", "error", b"error", "need_prompt", b"need_prompt", "opened", b"opened", "pong", b"pong"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "commit", b"commit", "error", b"error", "need_prompt", b"need_prompt", "opened", b"opened", "padding", b"padding", "pong", b"pong"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "commit", b"commit", "error", b"error", "need_prompt", b"need_prompt", "opened", b"opened", "pong", b"pong"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["opened", "commit", "error", "pong", "need_prompt"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___DecodeResponse: _TypeAlias = DecodeResponse  # noqa: Y015
-
-@_typing.final
-class Padding(_message.Message):
-    """Every message is filled up to a multiple of `size_bytes`, and one message leaves every `cadence_ms`, with fill alone
-    where there is nothing to say.
-    """
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SIZE_BYTES_FIELD_NUMBER: _builtins.int
-    CADENCE_MS_FIELD_NUMBER: _builtins.int
-    size_bytes: _builtins.int
-    """32 to 4096"""
-    cadence_ms: _builtins.int
-    """5 to 1000"""
-    def __init__(
-        self,
-        *,
-        size_bytes: _builtins.int = ...,
-        cadence_ms: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cadence_ms", b"cadence_ms", "size_bytes", b"size_bytes"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Padding: _TypeAlias = Padding  # noqa: Y015
 
 @_typing.final
 class Open(_message.Message):
@@ -281,7 +245,6 @@ class Open(_message.Message):
     PREFIX_LENGTH_FIELD_NUMBER: _builtins.int
     PREFIX_DIGEST_FIELD_NUMBER: _builtins.int
     TOKEN_CODING_FIELD_NUMBER: _builtins.int
-    PADDING_FIELD_NUMBER: _builtins.int
     NO_CLOUD_DRAFTS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """8 to 64 characters of A-Z a-z 0-9 _ -; random, so that no other device can name it."""
@@ -298,7 +261,7 @@ class Open(_message.Message):
     """Go on past the model's own end tokens."""
     pace: Global___Pace.ValueType
     prompt: _builtins.bytes
-    """Packed token ids of the prompt, and how many they are."""
+    """Token ids of the prompt (see `token_coding`), and how many they are."""
     prompt_length: _builtins.int
     committed: _builtins.bytes
     """On resume: packed token ids that the edge already knows to be committed, and how many they are."""
@@ -322,7 +285,7 @@ class Open(_message.Message):
     prefix_length: _builtins.int
     prefix_digest: _builtins.bytes
     token_coding: Global___TokenCoding.ValueType
-    """How `prompt` and `committed` are written."""
+    """How `prompt` is written."""
     no_cloud_drafts: _builtins.bool
     """The cloud shall not draft by itself. The text is the same; for measurements of what drafts bring."""
     @_builtins.property
@@ -334,10 +297,6 @@ class Open(_message.Message):
     @_builtins.property
     def grammar(self) -> Global___Grammar:
         """What the answer must match; absent is free text."""
-
-    @_builtins.property
-    def padding(self) -> Global___Padding:
-        """Hide sizes and times of messages in both directions from who watches the network."""
 
     def __init__(
         self,
@@ -365,12 +324,11 @@ class Open(_message.Message):
         prefix_length: _builtins.int = ...,
         prefix_digest: _builtins.bytes = ...,
         token_coding: Global___TokenCoding.ValueType = ...,
-        padding: Global___Padding | None = ...,
         no_cloud_drafts: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar", "padding", b"padding", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "committed_length", b"committed_length", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "lease", b"lease", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "model", b"model", "no_cloud_drafts", b"no_cloud_drafts", "pace", b"pace", "padding", b"padding", "prefix", b"prefix", "prefix_digest", b"prefix_digest", "prefix_length", b"prefix_length", "prompt", b"prompt", "prompt_length", b"prompt_length", "protocol_version", b"protocol_version", "sampling", b"sampling", "session_id", b"session_id", "stop_token_ids", b"stop_token_ids", "token_coding", b"token_coding", "tokenizer_sha256", b"tokenizer_sha256", "top_logprobs", b"top_logprobs", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "committed_length", b"committed_length", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "lease", b"lease", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "model", b"model", "no_cloud_drafts", b"no_cloud_drafts", "pace", b"pace", "prefix", b"prefix", "prefix_digest", b"prefix_digest", "prefix_length", b"prefix_length", "prompt", b"prompt", "prompt_length", b"prompt_length", "protocol_version", b"protocol_version", "sampling", b"sampling", "session_id", b"session_id", "stop_token_ids", b"stop_token_ids", "token_coding", b"token_coding", "tokenizer_sha256", b"tokenizer_sha256", "top_logprobs", b"top_logprobs", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
