@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
+from outrider_edge.api.cli import check, serve
 from outrider_edge.compare import BUNDLED, Pair, read_requests, totals
 from outrider_edge.compare import compare as compare_answers
 from outrider_edge.device import Device, bundled_pack
@@ -150,6 +151,10 @@ def choose_pack(packs: tuple[str, ...], *, out: Path | None, as_json: bool, **fl
         click.echo(json.dumps({"pack": found[0].path, "setting": flags, "candidates": candidates}))
     else:
         Console().print(profile_table(found))
+
+
+edge.add_command(serve)
+edge.add_command(check)
 
 
 def _device(flags: dict[str, Any]) -> Device:

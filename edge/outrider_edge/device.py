@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import time
 from importlib.resources import files
 from pathlib import Path
@@ -33,18 +34,20 @@ from outrider_edge.session.events import (
     Verified,
 )
 from outrider_edge.session.generate import Client
-from outrider_edge.session.offline import OfflinePolicy
+from outrider_edge.session.local import generate_alone
+from outrider_edge.session.offline import OfflineMode, OfflinePolicy
 from outrider_edge.session.policy import DraftPolicy
 from outrider_shared.calibration import PRIOR, Calibrations
-from outrider_shared.errors import DeadlineError
+from outrider_shared.errors import ConfigError, DeadlineError
 from outrider_shared.logprobs import TokenLogprobs
 from outrider_shared.packs import read_pack
+from outrider_wire.v1 import verifier_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
     from types import TracebackType
 
-BUNDLED, NONE = "bundled", "none"
+BUNDLED, NONE, MIXED = "bundled", "none", "mixed"
 
 
 def bundled_pack() -> Path:
@@ -57,22 +60,41 @@ def _pack_of(path: Path) -> Path:
     return chosen_pack(path) if path.suffix == ".json" else path
 
 
+def _load(draft: str | Path, threads: int) -> DraftModel:
+    pack = read_pack(bundled_pack() if str(draft) in {BUNDLED, NONE} else _pack_of(Path(draft)))
+    return DraftModel.load(pack, threads=threads)
+
+
+def _new_drafter(model: DraftModel, calibration: Calibrations, kind: str = MIXED) -> Drafter:
+    if kind == "lookup":
+        return LookupDrafter()
+    drafter = ModelDrafter(model.new_runtime())
+    if kind == "model":
+        return drafter
+    if kind != MIXED:
+        raise ConfigError(f"there is no drafter {kind!r}", hint="mixed, model, lookup or none")
+    return MixedDrafter(LookupDrafter(), drafter, calibration.survival_of)
+
+
 class Device:
     """Answers requests; use as an async context manager. Make it with `open`."""
 
     def __init__(
         self,
         connector: FailoverConnector,
-        tokenizer: Tokenizer,
-        chat_template: str,
+        model: DraftModel,
         client: Client,
         deadline_s: float | None = None,
+        threads: int = 1,
     ) -> None:
         self._connector = connector
         self._deadline_s = deadline_s
-        self.tokenizer = tokenizer
-        self.chat_template = chat_template
+        self._threads = threads
+        self._model = model
         self._client = client
+        self.pack = model.pack
+        self.tokenizer = Tokenizer.from_file(str(model.pack.tokenizer_path))
+        self.chat_template = model.pack.chat_template or ""
 
     @classmethod
     def open(
@@ -103,31 +125,97 @@ class Device:
         Raises:
             PackError: if the pack is damaged.
         """
-        pack = read_pack(bundled_pack() if str(draft) in {BUNDLED, NONE} else _pack_of(Path(draft)))
-        manifest, policy = pack.manifest, policy or DraftPolicy()
-
-        model = DraftModel.load(pack, threads=threads)
-        calibration = Calibrations(manifest.survival or PRIOR)
-
-        def new_drafter() -> Drafter:
-            return MixedDrafter(LookupDrafter(), ModelDrafter(model.new_runtime()), calibration.survival_of)
-
+        model = _load(draft, threads)
+        manifest, calibration = model.manifest, Calibrations(model.manifest.survival or PRIOR)
         addresses = [cloud] if isinstance(cloud, str) else list(dict.fromkeys(cloud))
         connector = FailoverConnector({a: GrpcConnector(a, tls, deadline_s=deadline_s) for a in addresses})
         client = Client(
             connector,
             vocabulary=manifest.architecture.vocab_size,
             tokenizer_sha256=manifest.tokenizer_fingerprint,
-            new_drafter=None if str(draft) == NONE else new_drafter,
-            policy=policy,
+            new_drafter=None if str(draft) == NONE else functools.partial(_new_drafter, model, calibration),
+            policy=policy or DraftPolicy(),
             calibration=calibration,
             backoff=backoff or Backoff(),
             offline=offline or OfflinePolicy(),
             eos=frozenset(manifest.eos_ids),
             runner=ThreadRunner(),
         )
-        tokenizer = Tokenizer.from_file(str(pack.tokenizer_path))
-        return cls(connector, tokenizer, pack.chat_template or "", client, deadline_s)
+        return cls(connector, model, client, deadline_s, threads)
+
+    def with_pack(self, draft: str | Path) -> Device:
+        """The same device with another pack: its own drafts and calibration, the same way to the cloud.
+
+        Sessions of either go on side by side; the connection belongs to the one that was entered.
+
+        Raises:
+            PackError: if the pack is damaged.
+        """
+        model = _load(draft, self._threads)
+        manifest, calibration = model.manifest, Calibrations(model.manifest.survival or PRIOR)
+        client = dataclasses.replace(
+            self._client,
+            vocabulary=manifest.architecture.vocab_size,
+            tokenizer_sha256=manifest.tokenizer_fingerprint,
+            new_drafter=None if str(draft) == NONE else functools.partial(_new_drafter, model, calibration),
+            calibration=calibration,
+            eos=frozenset(manifest.eos_ids),
+        )
+        return Device(self._connector, model, client, self._deadline_s, self._threads)
+
+    @property
+    def drafts(self) -> bool:
+        """Whether answers are drafted unless something else is asked for."""
+        return self._client.new_drafter is not None
+
+    @property
+    def cloud(self) -> str:
+        """Address that new sessions go to."""
+        return self._connector.current
+
+    async def describe(self) -> pb.DescribeResponse:
+        """What the cloud in use holds and allows.
+
+        Raises:
+            UnavailableError: if it cannot be reached.
+        """
+        answer = await self._connector.probe()
+        assert isinstance(answer, pb.DescribeResponse)
+        return answer
+
+    def events(
+        self,
+        request: GenerateRequest,
+        *,
+        drafter: str | None = None,
+        offline: OfflineMode | None = None,
+        local_only: bool = False,
+    ) -> AsyncGenerator[SessionEvent]:
+        """Events of one answer, from `Started` to `Finished`; leave the iteration to cancel.
+
+        Args:
+            request: What to answer.
+            drafter: `mixed`, `model`, `lookup` or `none`; None is what the device was opened with.
+            offline: What to do without the cloud; None is what the device was opened with.
+            local_only: Nothing leaves the device; the draft model answers alone.
+
+        Raises:
+            OutriderError: as `Client.generate`, as `generate_alone` where nothing may leave the device.
+        """
+        client = self._client
+        if local_only:
+            return generate_alone(
+                request,
+                _new_drafter(self._model, self.calibration, "model"),
+                vocabulary=client.vocabulary,
+                eos=client.eos,
+            )
+        if drafter is not None:
+            new = None if drafter == NONE else functools.partial(_new_drafter, self._model, self.calibration, drafter)
+            client = dataclasses.replace(client, new_drafter=new)
+        if offline is not None:
+            client = dataclasses.replace(client, offline=dataclasses.replace(client.offline, mode=offline))
+        return client.generate(request)
 
     @property
     def calibration(self) -> Calibrations:

@@ -36,8 +36,9 @@ STYLES = {
     Origin.CLOUD: "default",
     Origin.CLOUD_LOOKUP: "magenta",
     Origin.CLOUD_DRAFT: "blue",
+    Origin.UNVERIFIED: "dim italic",
 }
-UNVERIFIED = "dim italic"
+UNVERIFIED = STYLES[Origin.UNVERIFIED]
 MEANING = {
     Origin.ACCEPTED: "accepted draft",
     Origin.CORRECTION: "correction by the target",
@@ -45,6 +46,7 @@ MEANING = {
     Origin.CLOUD: "decoded in the cloud",
     Origin.CLOUD_LOOKUP: "found in the text by the cloud",
     Origin.CLOUD_DRAFT: "drafted in the cloud",
+    Origin.UNVERIFIED: "draft alone, unverified",
 }
 
 

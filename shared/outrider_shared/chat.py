@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from outrider_shared.errors import ConfigError, InputError
@@ -49,18 +50,23 @@ def bind_tokens(template: str, tokens: Mapping[str, Any]) -> str:
     return "".join(lines) + template
 
 
-def render_chat(template: str, messages: Sequence[dict[str, Any]]) -> str:
+def render_chat(
+    template: str, messages: Sequence[dict[str, Any]], *, tools: Sequence[dict[str, Any]] | None = None, **more: Any
+) -> str:
     """The prompt of a conversation, ending where the assistant's answer begins.
 
     Args:
         template: Jinja text of the model; it sees `messages` and `add_generation_prompt`, as in transformers.
         messages: Role and content of each message.
+        tools: Descriptions of the functions that the model may call, for templates that tell them.
+        more: Further names for the template, such as `enable_thinking`.
 
     Raises:
         ConfigError: if the model has no chat template.
         InputError: if the template refuses the messages.
     """
     # Imported here: only chats need it, and the wire and the engine do not.
+    from jinja2.ext import loopcontrols  # noqa: PLC0415
     from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
 
     if not template:
@@ -69,12 +75,16 @@ def render_chat(template: str, messages: Sequence[dict[str, Any]]) -> str:
     def refuse(message: str) -> None:
         raise InputError(f"the chat template refuses the messages: {message}")
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, autoescape=False)
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, autoescape=False, extensions=[loopcontrols]
+    )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "sort_keys": False}
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
     try:
-        return environment.from_string(template).render(messages=list(messages), add_generation_prompt=True)
+        compiled = environment.from_string(template)
+        return compiled.render({"add_generation_prompt": True, **more, "messages": list(messages), "tools": tools})
     except InputError:
         raise
     except Exception as error:

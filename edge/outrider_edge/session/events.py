@@ -24,6 +24,7 @@ class Origin(enum.StrEnum):
     CLOUD = "cloud"  # decoded in the cloud while no draft was at hand
     CLOUD_LOOKUP = "cloud-lookup"  # the cloud found it in the session's own text, confirmed by the target
     CLOUD_DRAFT = "cloud-draft"  # drafted by a model in the cloud, confirmed by the target
+    UNVERIFIED = "unverified"  # drafted here, and no target has seen it
 
 
 class Pace(enum.StrEnum):

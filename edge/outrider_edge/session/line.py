@@ -94,6 +94,7 @@ class Line:
         self._progress = self._closing = False
         self._pinged_at: dict[int, float] = {}
         self._pings = 0
+        self._spoken = False
 
     @property
     def failure(self) -> BaseException | None:
@@ -110,6 +111,7 @@ class Line:
 
     def send(self, message: pb.DecodeRequest) -> None:
         """Queue a message for the stream at hand; without one it is lost, as on a wire."""
+        self._spoken = True
         self._totals.uplink_bytes += message.ByteSize() + FRAME_BYTES
         self._outbox.put_nowait(message)
 
@@ -156,7 +158,7 @@ class Line:
 
     async def _stream(self, link: Link) -> None:
         """One stream, to its end."""
-        self._outbox = asyncio.Queue()
+        self._outbox, self._spoken = asyncio.Queue(), False
         self._put(Connected(link.peer))
         self._receiver = asyncio.ensure_future(self._receive(link))
         tasks = [self._receiver, asyncio.ensure_future(self._transmit(link)), asyncio.ensure_future(self._watch(link))]
@@ -220,6 +222,8 @@ class Line:
             await asyncio.sleep(max(_TICK_S, min(until_s, limits.dead_s - silent_s)))
 
     def _ping(self, now: float) -> None:
+        if not self._spoken:
+            return  # the first message is the session's own; it comes late on a busy device
         self._pings += 1
         self._pinged_at = {number: at for number, at in self._pinged_at.items() if now - at < self._liveness.dead_s}
         self._pinged_at[self._pings] = now

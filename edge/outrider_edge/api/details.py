@@ -1,0 +1,53 @@
+"""What `"outrider": {"details": true}` adds to a stream: where each token came from, and each node that was drafted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from outrider_edge.session.events import Drafted, Offline, Online, Reconnecting, Retracted, Unverified
+
+if TYPE_CHECKING:
+    from outrider_edge.api.answer_text import Told
+    from outrider_edge.api.token_text import Vocabulary
+    from outrider_edge.session.events import SessionEvent
+
+
+def token_detail(told: Told, vocabulary: Vocabulary) -> dict[str, Any]:
+    """One token: its part of the text, its origin, and what the target thought of it where that was asked for."""
+    token = told.token
+    detail: dict[str, Any] = {"id": token.id, "text": told.text, "origin": token.origin.value}
+    if token.logprob is not None:
+        detail["logprob"] = token.logprob
+        detail["top"] = [[vocabulary.text_of(id_), logprob] for id_, logprob in token.top]
+    return detail
+
+
+def event_detail(event: SessionEvent, vocabulary: Vocabulary) -> dict[str, Any]:
+    """What happened, beside tokens: one key, named after it."""
+    if isinstance(event, Drafted):
+        nodes = [
+            [
+                node.number,
+                node.parent,
+                node.position,
+                node.token,
+                vocabulary.text_of(node.token),
+                _finite(node.margin),
+                node.source,
+            ]
+            for node in event.nodes
+        ]
+        return {"drafted": nodes}
+    if isinstance(event, Unverified):
+        return {"unverified": [vocabulary.text_of(token) for token in event.tokens]}
+    if isinstance(event, Retracted):
+        return {"retracted": event.count}
+    if isinstance(event, Reconnecting):
+        return {"reconnecting": event.reason}
+    if isinstance(event, Offline):
+        return {"offline": event.reason}
+    return {"online": True} if isinstance(event, Online) else {}
+
+
+def _finite(margin: float | None) -> float | None:
+    return None if margin is None or margin in {float("inf"), float("-inf")} else round(margin, 3)
