@@ -63,6 +63,30 @@ def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+@edge.command("agent")
+@click.argument("fleet", type=click.Path(path_type=Path))
+@click.option(
+    "--base", type=click.Path(path_type=Path), help="Pack to use while none was installed; by default the bundled one."
+)
+def agent_command(fleet: Path, *, base: Path | None) -> None:
+    """Take part in a fleet without answering requests; FLEET is agent.toml or its folder."""
+    from outrider_edge.agent.standalone import run_standalone  # noqa: PLC0415 - [edge] alone has no MQTT
+
+    asyncio.run(run_standalone(fleet, base))
+
+
+@edge.command()
+@click.argument("pack", type=click.Path(path_type=Path))
+@click.option("--text", "texts", multiple=True, help="A prompt; may be given again.")
+@click.option("--tokens", type=click.IntRange(1, 512), default=16, show_default=True, help="After each prompt.")
+def golden(pack: Path, *, texts: tuple[str, ...], tokens: int) -> None:
+    """Print golden prompts of PACK as JSON, for `outrider fleet model publish --golden`."""
+    from outrider_edge.agent.update.selftest import TEXTS, make_golden  # noqa: PLC0415 - likewise
+
+    cases = make_golden(pack, texts or TEXTS, tokens)
+    click.echo(json.dumps([{"prompt": case.prompt, "expected": case.expected} for case in cases]))
+
+
 @edge.command()
 @connection_options
 @answer_options
