@@ -67,7 +67,8 @@ def read_config(file: Path | None, flags: dict[str, Any]) -> EdgeConfig:
 @click.option(
     "--ready-file", type=click.Path(path_type=Path), help="Written with the URL when requests can be answered."
 )
-def serve(file: Path | None, *, ready_file: Path | None, **flags: Any) -> None:
+@click.option("--fleet", type=click.Path(path_type=Path), help="Take part in a fleet: agent.toml or its folder.")
+def serve(file: Path | None, *, ready_file: Path | None, fleet: Path | None, **flags: Any) -> None:
     """Serve an OpenAI-compatible endpoint on this device, and a playground at /."""
     config = read_config(file, flags)
     from outrider_edge.api.daemon import Daemon  # noqa: PLC0415 - `--help` does without the stack
@@ -78,7 +79,7 @@ def serve(file: Path | None, *, ready_file: Path | None, **flags: Any) -> None:
             ready_file.write_text(url)
 
     async def run() -> None:
-        await Daemon(config, lambda: read_config(file, flags)).run(ready)
+        await Daemon(config, lambda: read_config(file, flags), fleet).run(ready)
 
     asyncio.run(run())
 

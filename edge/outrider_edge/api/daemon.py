@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import resource
 import signal
 import socket
@@ -27,6 +28,7 @@ from outrider_shared.errors import ConfigError, OutriderError
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
+    from outrider_edge.agent.agent import Agent
     from outrider_edge.api.config import EdgeConfig
     from outrider_edge.device import Device
 
@@ -39,10 +41,13 @@ class Daemon:
     Args:
         config: All settings.
         reread: Reads the configuration again, for SIGHUP.
+        fleet: `agent.toml` or its folder: take part in that fleet, which then decides which pack is in use.
     """
 
-    def __init__(self, config: EdgeConfig, reread: Callable[[], EdgeConfig] | None = None) -> None:
-        self._config, self._reread = config, reread
+    def __init__(
+        self, config: EdgeConfig, reread: Callable[[], EdgeConfig] | None = None, fleet: Path | None = None
+    ) -> None:
+        self._config, self._reread, self._fleet = config, reread, fleet
         self._stop = asyncio.Event()
         metrics = Metrics()
         self.desk = Desk(config.limits, metrics, config.privacy)
@@ -73,9 +78,12 @@ class Daemon:
                 _on_signal(signals, loop, number, self.stop)
             _on_signal(signals, loop, signal.SIGHUP, lambda: swaps.add(loop.create_task(self._swap_again())))
             try:
+                agent = await asyncio.to_thread(self._join_fleet)
                 device = await asyncio.to_thread(open_device, self._config)
                 async with device:
                     self.desk.wear(device)
+                    if agent is not None:
+                        tasks.append(asyncio.create_task(_run_agent(agent)))
                     url = _url(listening)
                     notify(f"READY=1\nSTATUS=serving {url} with pack {self.desk.outfit.name}")
                     _log.info("ready", url=url, pack=self.desk.outfit.name, cloud=self._config.cloud.addresses)
@@ -99,6 +107,20 @@ class Daemon:
             self.desk.hurry()
         self._stop.set()
 
+    def _join_fleet(self) -> Agent | None:
+        """The fleet's agent, which says which pack to begin with; before that pack is loaded, as it counts starts."""
+        if self._fleet is None:
+            return None
+        from outrider_edge.agent.build import build_agent  # noqa: PLC0415 - [edge] alone has no MQTT
+        from outrider_edge.agent.desk_host import DeskHost  # noqa: PLC0415 - likewise
+
+        draft = self._config.draft
+        base = Path(draft.pack) if draft.pack not in {"bundled", "none"} else None
+        host = DeskHost(self.desk, keep_logs=not self._config.privacy.log_prompts)
+        agent, pack = build_agent(self._fleet, host, base)
+        self._config = dataclasses.replace(self._config, draft=dataclasses.replace(draft, pack=str(pack)))
+        return agent
+
     async def _until_stop(self, serving: asyncio.Task[None]) -> None:
         stopping = asyncio.ensure_future(self._stop.wait())
         try:
@@ -110,6 +132,8 @@ class Daemon:
 
     async def _swap_again(self) -> None:
         try:
+            if self._fleet is not None:
+                raise ConfigError("the fleet decides which pack is in use")
             config = self._reread() if self._reread is not None else self._config
             notify("RELOADING=1")
             await self.desk.swap(config.draft.pack)
@@ -117,6 +141,14 @@ class Daemon:
             _log.error("the pack was not swapped", error=str(error))
         finally:
             notify("READY=1")
+
+
+async def _run_agent(agent: Agent) -> None:
+    """The agent's fault is not the endpoint's."""
+    try:
+        await agent.run()
+    except Exception as error:  # noqa: BLE001 - whatever it is, requests are answered on
+        _log.error("the fleet's agent ended", error=repr(error))
 
 
 def open_device(config: EdgeConfig) -> Device:

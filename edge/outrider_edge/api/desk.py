@@ -14,12 +14,21 @@ from outrider_edge.api.choices import End, run_choice
 from outrider_edge.api.outfit import Outfit
 from outrider_edge.api.redaction import load_redactor
 from outrider_edge.api.slots import Slots
-from outrider_shared.errors import DeadlineError, MismatchError, OutriderError, UnavailableError
+from outrider_edge.session.events import Tokens
+from outrider_shared.errors import (
+    DeadlineError,
+    InputError,
+    LimitError,
+    MismatchError,
+    OutriderError,
+    UnavailableError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
+    from outrider_edge.agent.usage import UsageMeter
     from outrider_edge.api.asks import Ask
     from outrider_edge.api.choices import Delta
     from outrider_edge.api.config import Limits, Privacy
@@ -43,6 +52,7 @@ class Desk:
     Attributes:
         redact: Changes a text before it leaves the device; None changes none.
         slots: Sessions at once.
+        usage: What a fleet's agent reads; None without one.
         draining: Nothing new is taken.
     """
 
@@ -54,6 +64,7 @@ class Desk:
         self._described: tuple[float, pb.DescribeResponse] | None = None
         self._swapping = asyncio.Lock()
         self.slots = Slots(limits.concurrent, limits.queue, limits.queue_s)
+        self.usage: UsageMeter | None = None
         self.draining = False
 
     # ---- what is worn ---------------------------------------------------------------------------------------------
@@ -185,22 +196,29 @@ class Desk:
         self, index: int, ask: Ask, outfit: Outfit, inbox: asyncio.Queue[Delta | End | BaseException]
     ) -> None:
         started, first = time.monotonic(), True
+        first_s, follow = 0.0, self.usage.follow() if self.usage is not None else None
         try:
             async with asyncio.timeout(self._limits.deadline_s):
                 async with contextlib.aclosing(run_choice(index, ask.requests[index], ask, outfit)) as steps:
                     async for step in steps:
                         if isinstance(step, End):
                             self._metrics.ended(step, time.monotonic() - started)
+                            if self.usage is not None:
+                                self.usage.answered(step.tokens, time.monotonic() - started, first_s, step.totals)
                         elif step.tokens:
                             self._metrics.told(step.tokens)
+                            if follow is not None:
+                                follow(Tokens(tuple(told.token for told in step.tokens)))
                             if first:
-                                self._metrics.first_token_s.observe(time.monotonic() - started)
-                                first = False
+                                first, first_s = False, time.monotonic() - started
+                                self._metrics.first_token_s.observe(first_s)
                         inbox.put_nowait(step)
         except TimeoutError:
             limit_s = self._limits.deadline_s
             inbox.put_nowait(DeadlineError(f"the answer was not complete within {limit_s:g} s"))
         except Exception as error:  # noqa: BLE001 - it is raised where the answer is read
+            if self.usage is not None and not isinstance(error, InputError | UnavailableError | LimitError):
+                self.usage.draft_failed()
             inbox.put_nowait(error)
 
     async def drain(self, within_s: float) -> bool:

@@ -193,16 +193,22 @@ class Updater:
         while not self.record.state.final:
             try:
                 await self._step()
-            except (MismatchError, UnlistedError) as error:
-                self._end(UpdateState.REJECTED, error)
-            except UnavailableError as error:
-                await self._defer(error)
             except OutriderError as error:
-                if self.record.switched:
-                    self._go_back(error)
-                    await self._load()
-                else:
-                    self._end(UpdateState.FAILED, error)
+                await self._failed(error)
+
+    async def _failed(self, error: OutriderError) -> None:
+        """What a step that raised means."""
+        if isinstance(error, UnavailableError) and not self.record.doomed:
+            # Once switched there is nothing to fetch: it is the host that does not swap now, and may soon.
+            if not self.record.switched:
+                self._deferred(error)
+            await asyncio.sleep(self._means.retry_s)
+        elif self.record.switched:
+            self._go_back(error)
+            await self._load()
+        else:
+            never = isinstance(error, MismatchError | UnlistedError)
+            self._end(UpdateState.REJECTED if never else UpdateState.FAILED, error)
 
     async def _step(self) -> None:
         state = self.record.state
@@ -330,12 +336,11 @@ class Updater:
                 return
             await asyncio.sleep(min(self._means.look_s, max(0.01, config.probation_s - old_s)))
 
-    async def _defer(self, error: UnavailableError) -> None:
+    def _deferred(self, error: UnavailableError) -> None:
         if self.record.state is not UpdateState.DEFERRED or self.record.code != error.code:
             self._save(
                 state=UpdateState.DEFERRED, code=error.code, message=error.message, retries=self.record.retries + 1
             )
-        await asyncio.sleep(self._means.retry_s)
 
     def _go_back(self, error: OutriderError) -> None:
         """The proven pack again; it is loaded by `_load`, or by whoever called `boot`."""
