@@ -31,13 +31,23 @@ def test_all_methods_answer_alike_and_every_figure_is_there(tmp_path, more):
     assert [cell["link"]["rtt_ms"] for cell in engine["cells"]] == [0, 5]
     for cell in engine["cells"]:
         figures = cell["methods"]
-        assert {"plain", "colocated", "sync", "ours-ahead", "ours-hold", "ours-auto"} <= figures.keys()
+        assert {
+            "plain",
+            "colocated",
+            "sync",
+            "ours-ahead",
+            "ours-hold",
+            "ours-auto",
+            "ours-auto+draft",
+        } <= figures.keys()
         for name, figure in figures.items():
             assert figure["identical_to_plain"], name
             assert cell["ratios"][name].keys() == {"plain", "colocated", "sync"}
             assert figure["down_bytes_per_token"] > 0
         assert figures["plain"]["cloud_steps_per_token"] == 1.0
         assert figures["plain"]["wasted_drafts_per_token"] == 0
+        assert figures["plain"]["cloud_busy_ms_per_token"] >= 5.0
+        assert figures["ours-ahead+draft"]["tokens_by_origin"]["cloud draft"] > 0
         assert figures["colocated"]["cloud_steps_per_token"] <= 1.0
 
 

@@ -28,7 +28,7 @@ from outrider_edge.session.events import GenerateRequest, Pace
 from outrider_edge.session.policy import DraftPolicy
 from outrider_shared.grammar import Grammar, json_schema, regex
 from outrider_shared.sampling import SamplingParams
-from support.drafters import AdversarialDrafter, OracleDrafter, RandomDrafter
+from support.drafters import AdversarialDrafter, CloudRounds, OracleDrafter, RandomDrafter
 from support.grammars import matcher_of
 from support.models import bundled_target, loaded, third_party
 from support.simulator import RecordingEngine, Simulation
@@ -91,6 +91,7 @@ def requests(vocabulary: int, longest_prompt: int, most_tokens: int) -> st.Searc
         min_tokens=st.sampled_from([0, 0, 1]),
         logprobs=st.just(True),
         top_logprobs=st.sampled_from([0, 2]),
+        cloud_drafts=st.booleans(),
     )
 
 
@@ -111,12 +112,14 @@ def play(
     *,
     faults: int,
     split: bool,
+    in_the_cloud: bool = False,
 ) -> None:
     """Decode plainly, then through the simulated network, and compare tokens and (in exact mode) logits."""
     runner = ModelRunner(model, cpu_platform(exact=config.exact), config)
     if config.exact:
         runner.buckets = agreeing_buckets(runner)
-    simulation = Simulation(runner, config, choose, faults, split=split)
+    rounds = CloudRounds() if in_the_cloud else None
+    simulation = Simulation(runner, config, choose, faults, split=split, draft_model=rounds)
     plain = []
     for number, (request, policy) in enumerate(wanted):
         engine = RecordingEngine(runner, config, lambda: 0.0)
@@ -128,6 +131,8 @@ def play(
         plain.append((answer, {position: row for (_, position), row in engine.rows.items()}))
         drafter = make_drafter(number, request, [*request.prompt, *answer.tokens])
         simulation.add(f"session-{number}", request, drafter, policy)
+        if rounds is not None:
+            rounds.drafters[f"session-{number}"] = make_drafter(number, request, [*request.prompt, *answer.tokens])
     simulation.run()
     for device, (answer, rows) in zip(simulation.devices, plain, strict=True):
         assert device.state.committed == answer.tokens
@@ -147,7 +152,7 @@ def play(
 @settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_drafter_any_schedule_any_fault_gives_plain_tokens(tiny, exact, data):
-    """Random, lying, adversarial drafters, trees, chains, splits, delays, cuts, restarts, tiny KV: the same tokens."""
+    """Random, lying, adversarial drafters on both sides, splits, delays, cuts, restarts, tiny KV: the same tokens."""
     play_anything(tiny, data, exact=exact)
 
 
@@ -182,6 +187,7 @@ def play_anything(tiny: LoadedModel, data: st.DataObject, *, exact: bool) -> Non
         random.randrange,
         faults=data.draw(st.integers(0, 4)),
         split=data.draw(st.booleans()),
+        in_the_cloud=data.draw(st.booleans()),
     )
 
 

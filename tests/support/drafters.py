@@ -54,3 +54,18 @@ class AdversarialDrafter:
         known = self._answer[len(tokens)] if len(tokens) < len(self._answer) else 0
         wrong = tuple((known + 1 + i) % self._vocabulary for i in range(width))
         return Guess(wrong, (0.0,) * width, 9.0)
+
+
+class CloudRounds:
+    """Stands for a draft model beside the target: a drafter for each session, and a round that costs nothing."""
+
+    round_s = 1e-9
+
+    def __init__(self) -> None:
+        self.drafters: dict[str, object] = {}
+
+    def guess(self, asks, width):
+        return [self.drafters[a.session_id].propose(a.log + a.tail, a.params, width) for a in asks]
+
+    def forget(self, session_id):
+        """Nothing is held."""

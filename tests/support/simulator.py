@@ -44,8 +44,8 @@ class Chooser(Protocol):
 class RecordingEngine(Engine):
     """An engine that keeps the logits from which every committed token was chosen."""
 
-    def __init__(self, runner: ModelRunner, config: EngineConfig, clock) -> None:
-        super().__init__(runner, config, clock)
+    def __init__(self, runner: ModelRunner, config: EngineConfig, clock, draft_model=None) -> None:
+        super().__init__(runner, config, clock, draft_model)
         self.rows: dict[tuple[SessionId, int], torch.Tensor] = {}
 
     def _extend(self, work: Work, logits: torch.Tensor, tokens: list[int], offsets: list[int]) -> None:
@@ -84,14 +84,23 @@ class Simulation:
         choose: Decides the schedule.
         faults: How many cuts and restarts may happen in all.
         split: Tear every draft message into single nodes.
+        draft_model: Drafts in the cloud, too.
     """
 
     def __init__(
-        self, runner: ModelRunner, config: EngineConfig, choose: Chooser, faults: int = 0, *, split: bool = False
+        self,
+        runner: ModelRunner,
+        config: EngineConfig,
+        choose: Chooser,
+        faults: int = 0,
+        *,
+        split: bool = False,
+        draft_model=None,
     ):
         self.now = 0.0
         self.runner, self.config, self._choose, self.faults, self.split = runner, config, choose, faults, split
-        self.engine = RecordingEngine(runner, config, lambda: self.now)
+        self._draft_model = draft_model
+        self.engine = RecordingEngine(runner, config, lambda: self.now, draft_model)
         self.rows: dict[tuple[SessionId, int], torch.Tensor] = self.engine.rows
         self.devices: list[Device] = []
         self.finished: dict[SessionId, Session] = {}
@@ -245,6 +254,6 @@ class Simulation:
             if device.connected:
                 self._cut(device)
         self.faults = faults
-        self.engine = RecordingEngine(self.runner, self.config, lambda: self.now)
+        self.engine = RecordingEngine(self.runner, self.config, lambda: self.now, self._draft_model)
         self.rows.update(self.engine.rows)
         self.engine.rows = self.rows

@@ -6,6 +6,7 @@ Rules:
       round (one forward for all of them) is run while it is expected to bring tokens faster than the step does without:
       sum of reach x survival > tokens expected so far / (time of the step + time drafted) x time of a round.
     * Only rows that would stay empty are filled. As edges fill them, the work goes back to the edges.
+    * A draft model that fails is let go: sessions lose its drafts, nothing else.
     * The last token of an answer is the target's own: nothing is drafted for it.
 
 Survival of a guess comes from its margin (a lookup's: its run), by calibrations that all sessions share.
@@ -16,6 +17,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+import structlog
 
 from outrider_cloud.drafts.lookup import PromptLookup
 from outrider_cloud.drafts.model import Ask
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from outrider_cloud.engine.session import Judged, Session
     from outrider_shared.ids import SessionId
     from outrider_shared.tree import Node
+
+_log = structlog.get_logger(__name__)
 
 LOOKUP = "lookup"
 # A node that is committed with less than this probability is not worth a row, however free.
@@ -157,7 +162,7 @@ class CloudDrafts:
                 return
             self.rounds += 1
             asks = [Ask(t.session.request.session_id, t.session.log, t.tail, t.session.request.params) for t in asking]
-            for tip, guess in zip(asking, model.guess(asks, _WIDTH), strict=True):
+            for tip, guess in zip(asking, self._guesses(model, asks), strict=True):
                 if guess is None or not guess.tokens:
                     tips.remove(tip)
                     continue
@@ -165,6 +170,14 @@ class CloudDrafts:
                 room -= self._branch(tip, guess)
                 expected += tip.tokens
             spent_s += model.round_s
+
+    def _guesses(self, model: GuessModel, asks: Sequence[Ask]) -> Sequence[Guess | None]:
+        try:
+            return model.guess(asks, _WIDTH)
+        except Exception:  # noqa: BLE001 - whatever a model throws; nobody needs it for the text
+            _log.exception("the draft model failed; going on without it")
+            self._model = None
+            return [None] * len(asks)
 
     def _branch(self, tip: _Tip, guess: Guess) -> int:
         """Hang a guess below a tip, worthwhile second bests beside it; returns how many nodes."""

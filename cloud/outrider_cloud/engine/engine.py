@@ -19,7 +19,7 @@ from outrider_cloud.engine import schedule
 from outrider_cloud.engine.accept import accept, judge
 from outrider_cloud.engine.batch import lay_out
 from outrider_cloud.engine.checks import check_request, check_tree
-from outrider_cloud.engine.events import Committed, Failed, Finish, Opened, Request, Sink, Source
+from outrider_cloud.engine.events import Committed, Failed, Finish, Hint, Opened, Request, Sink, Source
 from outrider_cloud.engine.memory import KvMemory
 from outrider_cloud.engine.session import Session, State
 from outrider_cloud.engine.shaping import Shaper
@@ -69,6 +69,7 @@ class Engine:
         self.drafts = CloudDrafts(config, draft_model)
         self._clock = clock
         self._arrivals = 0
+        self._step_began = self._busy_since = 0.0
         self._stop_of = runner.loaded.eos
         self._shaper = Shaper(runner.loaded.eos)
 
@@ -113,6 +114,7 @@ class Engine:
         if session is None or session.log[: len(known)] != known or len(known) < session.opened_at:
             return False
         session.tree = DraftTree(session.log)
+        session.forget_hint()
         session.sink, session.lease_end = sink, float("inf")
         session.hold_since, session.more_drafts = self._clock(), False
         sink(Opened(session_id, len(session.log), min(session.computed, len(session.request.prompt))))
@@ -149,8 +151,14 @@ class Engine:
             session.sink(self._committed(session, len(session.log), steps=0))
             self._drop(session)
 
-    def draft(self, session_id: SessionId, message: pb.Draft) -> None:
-        """Append draft nodes; whatever is wrong with them ends this session with an error event."""
+    def draft(self, session_id: SessionId, message: pb.Draft, arrived: float | None = None) -> None:
+        """Append draft nodes; whatever is wrong with them ends this session with an error event.
+
+        Args:
+            session_id: Whose.
+            message: The nodes.
+            arrived: When the message came, by the engine's clock; it may have waited for the end of a step.
+        """
         session = self.sessions.get(session_id)
         if session is None or session.state is State.FINISHED:
             return
@@ -162,19 +170,20 @@ class Engine:
             return
         session.more_drafts = message.more
         if message.tokens:
-            session.note_draft(message.anchor, self._clock())
+            session.note_draft(message.anchor, self._clock() if arrived is None else arrived)
         session.no_drafts = not message.more and not message.tokens
 
     # ---- the loop -----------------------------------------------------------------------------------------------
 
     def step(self) -> bool:
         """Run one batch; returns whether there was anything to do."""
-        now = self._clock()
+        now = self._step_began = self._clock()
         self._expire(now)
         self.memory.admit(self.sessions.values())
         ready = schedule.ready(self.sessions.values(), self.config, now, self.stats.step_s)
         if not ready:
             return False
+        self._busy_since = time.perf_counter()
         self.stats.draft_s += self.drafts.fill(ready, self.stats.step_s)
         started, forward_s = time.perf_counter(), self.runner.forward_s
         works = self._works(ready)
@@ -222,8 +231,11 @@ class Engine:
     def _commit(
         self, works: list[Work], logits: torch.Tensor, chosen: list[int], bad: Mapping[int, OutriderError]
     ) -> None:
-        first = 0
+        first, hint = 0, self._hint()
+        share_us = round(1e6 * (time.perf_counter() - self._busy_since) / len(works))
         for work in works:
+            work.session.usage.busy_us += share_us
+            work.session.hint = hint
             count = 1 + len(work.nodes) if work.decodes else 0
             rows = range(first, first + count)
             first += count
@@ -263,6 +275,8 @@ class Engine:
         self.stats.committed += len(tokens)
         session.learn(judged, len(tokens))
         self.drafts.learn(judged)
+        waited_s = self._step_began - session.hold_since if work.sure == 1 else 0.0
+        session.won_s += (len(tokens) - 1) * self.stats.step_s - waited_s
         session.note_commit(self._clock())
         if session.request.logprobs:
             session.logprobs += log_probabilities(logits[offsets], tokens, session.request.top_logprobs)
@@ -270,6 +284,9 @@ class Engine:
         session.sink(self._committed(session, before, origins=tuple(origins) if own else ()))
         if session.finish is not None:
             self._retire(session)
+
+    def _hint(self) -> Hint:
+        return schedule.hint([s for s in self.sessions.values() if s.state is State.RUNNING], self.config)
 
     def _keep_branch(self, session: Session, root: int, offsets: list[int]) -> None:
         """Move the accepted nodes' KV behind the root's; a chain lies there already."""
@@ -292,6 +309,7 @@ class Engine:
             known=node.position + 1 - known if agreed and node is not None else 0,
             steps=steps,
             origins=origins,
+            hint=session.fresh_hint(),
             finish=session.finish,
             logprobs=tuple(session.logprobs[known - session.opened_at :]),
             usage=session.usage if session.finish is not None else None,

@@ -93,6 +93,7 @@ class Usage:
     edge_rows: int = 0
     lookup_rows: int = 0
     cloud_rows: int = 0
+    busy_us: int = 0
 
     def ran(self, source: Source) -> None:
         """A draft row of that source ran."""

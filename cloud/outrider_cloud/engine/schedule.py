@@ -16,11 +16,10 @@ What it does not do: find memory (the engine does, and may shrink a plan), draft
 from __future__ import annotations
 
 import heapq
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from outrider_cloud.engine.events import Pace
+from outrider_cloud.engine.events import Hint, Pace
 from outrider_cloud.engine.session import State
 
 if TYPE_CHECKING:
@@ -31,8 +30,11 @@ if TYPE_CHECKING:
     from outrider_shared.tree import Node
 
 _LOADED_SHARE = 0.5
-# A draft that is expected after w is waited for this much longer before it is given up.
-_MARGIN = 2.0
+# Fewer nodes in flight would not let a device show what its drafts are worth.
+_LEAST_NODES = 4
+# Parts of a step's time: drafts expected within the first are waited for, until the second is over (decision 0005).
+_SOON = 0.2
+_LATEST = 0.4
 
 
 @dataclass(slots=True)
@@ -65,7 +67,7 @@ def ready(sessions: Iterable[Session], config: EngineConfig, now: float, step_s:
     """
     present = [s for s in sessions if s.state is State.RUNNING]
     loaded = is_loaded(present, config)
-    return [s for s in present if not s.holds(now, patience_s(s, config, now, step_s, loaded=loaded))]
+    return [s for s in present if not s.holds(now, patience_s(s, config, step_s, loaded=loaded))]
 
 
 def plan(running: Iterable[Session], config: EngineConfig) -> list[Work]:
@@ -143,40 +145,41 @@ class _Worthiest:
 
 def is_loaded(running: Sequence[Session], config: EngineConfig) -> bool:
     """Whether rows are scarce: sure tokens and waiting drafts together would fill a good part of a step."""
-    wanted = sum(1 + min(s.tree.pending, config.max_draft_rows) for s in running)
-    return wanted >= config.rows * _LOADED_SHARE
+    return wanted_rows(running, config) >= config.rows * _LOADED_SHARE
 
 
-def patience_s(session: Session, config: EngineConfig, now: float, step_s: float, *, loaded: bool) -> float:
-    """How long a session without a usable draft waits for one, by its pace.
+def wanted_rows(running: Sequence[Session], config: EngineConfig) -> int:
+    """Rows that sure tokens and waiting drafts could use."""
+    return sum(1 + min(s.tree.pending, config.max_draft_rows) for s in running)
 
-    `auto` waits where tokens come faster so, or are needed cheaply. With drafts that take w to come and then commit E
-    tokens a step, waiting yields E tokens in w + T (T a step's time). Decoding on by itself yields, in k + 1 steps with
-    k = ceil(w / T), k + 1 tokens and what is left of the late draft if its first k tokens agree: p^k (E - 1 - k).
+
+def hint(running: Sequence[Session], config: EngineConfig) -> Hint:
+    """What edges should know: with scarce rows, no more nodes in flight than two steps could run of a fair share."""
+    load = 100 * wanted_rows(running, config) // config.rows
+    if load < 100 * _LOADED_SHARE:
+        return Hint(config.max_nodes, load)
+    share = config.rows // max(1, len(running))
+    return Hint(min(config.max_nodes, max(_LEAST_NODES, 2 * share)), load)
+
+
+def patience_s(session: Session, config: EngineConfig, step_s: float, *, loaded: bool) -> float:
+    """How long after a commit a session waits for drafts, by its pace.
+
+    `hold` waits up to `hold_s`. So does `auto` where rows are scarce: a row spent on a token which a draft would have
+    brought is one that others lack. Else both `auto` and `ahead` wait for drafts that are nearly there: expected within
+    `_SOON` of a step's time, and then for `_LATEST` of it at most. `ahead` waits no longer than drafts have won for the
+    session before, so that it is never behind plain streaming.
     """
-    if session.request.pace is Pace.AHEAD:
-        return 0.0
-    if session.request.pace is Pace.HOLD or loaded:
+    pace = session.request.pace
+    if pace is Pace.HOLD or (pace is Pace.AUTO and loaded):
         return config.hold_s
-    if step_s <= 0.0:
-        return 0.0
-    wait_s = session.expected_wait_s(now, step_s)
-    alone = math.ceil(wait_s / step_s)
-    late = session.survival.overall**alone * max(0.0, session.gain - 1.0 - alone)
-    waiting, ahead = session.gain / (wait_s + step_s), (alone + 1.0 + late) / ((alone + 1.0) * step_s)
-    if waiting <= ahead:
-        return 0.0
-    # Nothing is known of a new session's device: no more than one step's time is risked on it.
-    return min(config.hold_s, step_s if session.response_s is None else _MARGIN * wait_s + step_s)
+    most_s = min(config.hold_s, session.awaited_s(_SOON * step_s, _LATEST * step_s))
+    return min(most_s, max(0.0, session.won_s)) if pace is Pace.AHEAD else most_s
 
 
 def next_hold_end(sessions: Iterable[Session], config: EngineConfig, now: float, step_s: float = 0.0) -> float:
-    """When the first holding session gives up waiting; infinite if none holds."""
+    """When the first session that holds now gives up waiting; infinite if none holds."""
     running = [s for s in sessions if s.state is State.RUNNING]
     loaded = is_loaded(running, config)
-    ends = [
-        s.hold_since + patience_s(s, config, now, step_s, loaded=loaded)
-        for s in running
-        if s.request.pace is not Pace.AHEAD
-    ]
-    return min(ends, default=float("inf"))
+    waits = [(s, patience_s(s, config, step_s, loaded=loaded)) for s in running]
+    return min((s.hold_since + wait for s, wait in waits if s.holds(now, wait)), default=float("inf"))

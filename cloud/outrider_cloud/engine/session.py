@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from outrider_cloud.engine.blocks import BlockPool
-    from outrider_cloud.engine.events import Request, Sink
+    from outrider_cloud.engine.events import Hint, Request, Sink
     from outrider_shared.logprobs import TokenLogprobs
     from outrider_shared.tree import Node
 
 
 _LEARNING_RATE = 0.1
 _REMEMBERED_COMMITS = 64
+# Percent of load: smaller changes are not worth their bytes.
+_WORTH_TELLING = 25
 
 # A node whose parent was right: its depth below the log's end, and whether it was right, too.
 Judged = tuple["Node", int, bool]
@@ -62,6 +64,7 @@ class Session:
         survival: How likely the edge's drafts are right; learned.
         gain: Tokens that a step with drafts of the edge commits; learned.
         own_gain: Tokens that a step without them commits, the cloud's own drafts included; learned.
+        won_s: Time that drafts saved so far against a step per token, less what was spent on waiting for them.
         response_s: Time from a commit to the first draft that builds on it; learned, None before the first.
     """
 
@@ -95,12 +98,29 @@ class Session:
         self.own_gain = 1.0
         self.response_s: float | None = None
         self.silent_since: float | None = None
+        self.won_s = 0.0
+        self.hint: Hint | None = None
+        self._told: Hint | None = None
         self._committed_at: dict[int, float] = {}
 
     @property
     def generated(self) -> int:
         """Tokens committed beyond the prompt."""
         return len(self.log) - len(self.request.prompt)
+
+    def fresh_hint(self) -> Hint | None:
+        """What the edge should know of the load, if it differs enough from what it was told."""
+        hint, told = self.hint, self._told
+        if hint is None or (told is None and hint.load < _WORTH_TELLING):
+            return None
+        if told is not None and hint.max_nodes == told.max_nodes and abs(hint.load - told.load) < _WORTH_TELLING:
+            return None
+        self._told = hint
+        return hint
+
+    def forget_hint(self) -> None:
+        """A new stream was told nothing yet."""
+        self._told = None
 
     @property
     def draftable(self) -> int:
@@ -129,10 +149,17 @@ class Session:
         if len(self._committed_at) > _REMEMBERED_COMMITS:
             del self._committed_at[next(iter(self._committed_at))]
 
-    def expected_wait_s(self, now: float, step_s: float) -> float:
-        """How long the next draft may take: as learned, but no less than the present silence has lasted."""
-        silence = 0.0 if self.silent_since is None else now - self.silent_since
-        return max(step_s if self.response_s is None else self.response_s, silence)
+    def awaited_s(self, soon_s: float, latest_s: float) -> float:
+        """How long after its last commit a draft is worth waiting for, if drafts usually come within `soon_s`.
+
+        After the first nodes of a burst the rest is waited for until `latest_s`. A device that let a whole commit pass
+        in silence is not waited for.
+        """
+        if self.response_s is None or self.response_s > soon_s:
+            return 0.0
+        if self.silent_since is None:
+            return latest_s
+        return soon_s if self.silent_since >= self.hold_since else 0.0
 
     def note_draft(self, anchor: int, now: float) -> None:
         """A draft for the log's end at `anchor` came (0: below an older one): follow how long drafts take."""

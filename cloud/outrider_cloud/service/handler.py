@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from outrider_cloud.grammar.matcher import Matcher
     from outrider_cloud.model.loading import LoadedModel
     from outrider_cloud.service.config import ServiceConfig
+    from outrider_shared.ids import SessionId
 
     Send = Callable[[pb.DecodeResponse], Awaitable[None]]
 
@@ -203,7 +205,7 @@ class SessionHandler:
             elif (count := draft_count(request.draft, self._service.model.vocabulary)) > most:
                 raise DraftError(f"{count} nodes in one message", hint=f"at most {most} are taken")
             else:
-                thread.post(lambda engine, draft=request.draft: engine.draft(session_id, draft))  # type: ignore[misc]
+                thread.post(functools.partial(_draft, session_id, request.draft, time.monotonic()))
 
     async def _write(self, stream: Stream) -> None:
         while True:
@@ -268,6 +270,10 @@ async def _after(
         yield request
     async for request in requests:
         yield request
+
+
+def _draft(session_id: SessionId, draft: pb.Draft, arrived: float, engine: Engine) -> None:
+    engine.draft(session_id, draft, arrived)
 
 
 def _post(loop: asyncio.AbstractEventLoop, outbox: Outbox, event: Event) -> None:

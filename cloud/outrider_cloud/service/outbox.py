@@ -126,6 +126,7 @@ def usage_to_wire(usage: Usage) -> pb.Usage:
         edge_rows=usage.edge_rows,
         lookup_rows=usage.lookup_rows,
         cloud_rows=usage.cloud_rows,
+        busy_us=usage.busy_us,
     )
 
 

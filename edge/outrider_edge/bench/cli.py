@@ -13,16 +13,18 @@ import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from tokenizers import Tokenizer
 
 from outrider_edge.bench.grid import Grid
 from outrider_edge.bench.plots import draw, matplotlib_pyplot
 from outrider_edge.bench.processes import make_identity
+from outrider_edge.bench.saved import Saved
 from outrider_edge.bench.summary import BASELINES
 from outrider_edge.compare import BUNDLED, read_requests
 from outrider_edge.device import bundled_pack
@@ -34,11 +36,17 @@ from outrider_shared.errors import ConfigError
 from outrider_shared.packs import read_pack
 from outrider_shared.sampling import SamplingParams
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_QUICK = {"rtt": "0,25,50,100,200", "step_ms": "real,25", "count": 4, "tune": 2, "lengths": 2}
+_MEDIUM = {"rtt": "0,10,25,50,100,200", "step_ms": "real,10,25,50", "count": 6, "tune": 2, "lengths": 2}
 _NOTES = [
     "paced engines are labelled so: they sleep until a step took its time, to stand in for a larger model",
     "tokens/s counts from the call to the last token; prompts are in the cloud's prefix cache, connections are up",
-    "cloud_busy_ms_per_token is derived: the session's steps x the step time (paced, or of plain streaming without a link)",
+    "cloud_busy_ms_per_token is measured by the engine: the session's share of the time of its steps, and of the cloud's own drafting",
     "a co-located drafter keeps the cloud busy too: its draft time counts as cloud busy time",
+    "methods with +draft talk to a cloud with a draft model beside the target (--cloud-draft); it drafts on the engine's own time",
     "cloud_cpu_ms_per_token is measured: processor time of the cloud's process, without a co-located drafter's; paced steps sleep",
     "bytes are TCP payload at the emulated link; those per token leave out what an answer of one token costs",
 ]
@@ -76,21 +84,36 @@ _NOTES = [
 @click.option("--model", default=BUNDLED, show_default=True, help="Hugging Face folder of the cloud, or 'bundled'.")
 @click.option("--draft", default=BUNDLED, show_default=True, help="Pack folder, or 'bundled'.")
 @click.option(
+    "--cloud-draft",
+    default=BUNDLED,
+    show_default=True,
+    help="Model folder of the draft in the cloud, 'bundled', or 'none'.",
+)
+@click.option(
     "--threads", type=click.IntRange(0), default=1, show_default=True, help="CPU threads of a step; 0: torch's choice."
 )
 @click.option("--tls", is_flag=True, help="Encrypt all connections, with a certificate made for the run.")
+@click.option(
+    "--quick", is_flag=True, help="Five round-trip times, two engines, 4 requests: about 5 minutes on a quiet machine."
+)
+@click.option("--medium", is_flag=True, help="All round-trip times and engines, 6 requests: about 20 minutes.")
+@click.option(
+    "--resume", type=click.Path(path_type=Path), help="Keep each cell here as it is done; a second run goes on."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Write the JSON object to this file.")
 @click.option(
     "--plots", type=click.Path(path_type=Path), help="Draw a plot per metric into this folder (needs matplotlib)."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def link(out: Path | None, plots: Path | None, *, as_json: bool, **flags: Any) -> None:
+def link(out: Path | None, plots: Path | None, resume: Path | None, *, as_json: bool, **flags: Any) -> None:
     """Ours against plain streaming, co-located and synchronous speculation, over an emulated link."""
+    flags |= _QUICK if flags.pop("quick") else {}
+    flags |= _MEDIUM if flags.pop("medium") else {}
     if plots is not None:
         matplotlib_pyplot()
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory(prefix="outrider-bench-") as folder:
-        engines = asyncio.run(_grid(flags, Path(folder), console).run())
+        engines = _measure(flags, Path(folder), console, Saved(resume, flags))
     result = {"command": _command(), "machine": _machine(), "settings": flags, "notes": _NOTES, "engines": engines}
     if out is not None:
         out.write_text(json.dumps(result, indent=1) + "\n")
@@ -103,7 +126,21 @@ def link(out: Path | None, plots: Path | None, *, as_json: bool, **flags: Any) -
             Console().print(_table(engine))
 
 
-def _grid(flags: dict[str, Any], folder: Path, console: Console) -> Grid:
+def _measure(flags: dict[str, Any], folder: Path, console: Console, saved: Saved) -> list[dict[str, Any]]:
+    columns = (
+        TextColumn("{task.completed}/{task.total} answers"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("answers", total=None)
+        grid = _grid(flags, folder, console, saved, lambda count: progress.advance(bar, count))
+        progress.update(bar, total=grid.answers * len(grid.links) * len(grid.steps_ms))
+        return asyncio.run(grid.run())
+
+
+def _grid(flags: dict[str, Any], folder: Path, console: Console, saved: Saved, advance: Callable[[int], None]) -> Grid:
     return Grid(
         requests=_requests(flags),
         links=[
@@ -113,12 +150,15 @@ def _grid(flags: dict[str, Any], folder: Path, console: Console) -> Grid:
         steps_ms=_numbers(flags["step_ms"]),
         model=flags["model"],
         draft=flags["draft"],
+        cloud_draft=flags["cloud_draft"],
         threads=flags["threads"],
         tune=flags["tune"],
         candidates=flags["lengths"],
         seed=flags["seed"],
         identity=make_identity(folder) if flags["tls"] else None,
         folder=folder,
+        saved=saved,
+        advance=advance,
         tell=lambda line: console.print(line, soft_wrap=True, highlight=False),
     )
 
@@ -174,6 +214,7 @@ def _table(engine: dict[str, Any]) -> Table:
         "tokens/s",
         *(f"x {base}" for base in BASELINES),
         "steps per token",
+        "busy ms",
         "B up",
         "B down",
         "wasted",
@@ -188,7 +229,8 @@ def _table(engine: dict[str, Any]) -> Table:
             table.add_row(
                 f"{cell['link']['rtt_ms']:g}", figure.get("method", name),
                 f"{figure['tokens_per_s']:.1f}", *(f"{ratio[base]:.2f}" for base in BASELINES),
-                f"{figure['cloud_steps_per_token']:.2f}", f"{figure['up_bytes_per_token']:.0f}",
+                f"{figure['cloud_steps_per_token']:.2f}",
+                f"{figure['cloud_busy_ms_per_token']:.1f}", f"{figure['up_bytes_per_token']:.0f}",
                 f"{figure['down_bytes_per_token']:.0f}", f"{figure['wasted_drafts_per_token']:.2f}",
                 "yes" if figure["identical_to_plain"] else "NO",
             )  # fmt: skip

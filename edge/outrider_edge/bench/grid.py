@@ -1,6 +1,7 @@
 """Conducts the run: per engine the baselines are tuned without a link, then every cell of the grid is measured.
 
 Rules:
+    * Cells that an earlier run has kept are taken over.
     * Within a cell all methods answer the same requests; for each request they take turns to go first.
     * Every prompt is in the cloud's prefix cache before anything is timed.
     * Co-located speculation runs the method, of all that draft, that was fastest beside the cloud on the same requests.
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from outrider_edge.bench import methods
 from outrider_edge.bench.measure import Contestant, Sample
 from outrider_edge.bench.processes import Identity, Served, cloud_flags, serving
+from outrider_edge.bench.saved import described
 from outrider_edge.bench.summary import ratios, step_seconds, summarise
 from outrider_edge.device import Device
 from outrider_shared.emulator.control import LinkProcess
@@ -28,9 +30,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from outrider_edge.bench.methods import Method
+    from outrider_edge.bench.saved import Saved
     from outrider_edge.session.events import GenerateRequest
 
 _DEADLINE_S = 120.0
+NONE = "none"
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,16 @@ class Grid:
         steps_ms: Engines: least time of a step, 0 is the model's own.
         model: Of the cloud.
         draft: Pack.
+        cloud_draft: Model folder of the draft in the cloud for the variants with one; `none` leaves them out.
         threads: CPU threads of a step.
         tune: Requests that the baselines are tuned on.
         candidates: Lengths of synchronous speculation measured in each cell.
         seed: Of the emulated links.
         identity: With it, all connections use TLS.
         folder: For files of the run.
+        saved: Cells that an earlier run measured, and where each is kept as it is done.
         tell: Hears about progress.
+        advance: Is called with each answer of a cell.
     """
 
     requests: Sequence[GenerateRequest]
@@ -57,43 +64,65 @@ class Grid:
     steps_ms: Sequence[float]
     model: str
     draft: str
+    cloud_draft: str
     threads: int
     tune: int
     candidates: int
     seed: int
     identity: Identity | None
     folder: Path
+    saved: Saved
     tell: Callable[[str], None]
+    advance: Callable[[int], None]
+
+    @property
+    def answers(self) -> int:
+        """Of a cell."""
+        return len(self.requests) * (2 + self.candidates + len(self.ours()))
+
+    def ours(self) -> list[Method]:
+        """What is measured of ours."""
+        return [*methods.ours(), *(methods.ours_with_draft() if self.cloud_draft != NONE else [])]
 
     async def run(self) -> list[dict[str, Any]]:
         """Measure all engines in turn."""
         return [await self._engine(step_ms) for step_ms in self.steps_ms]
 
     async def _engine(self, step_ms: float) -> dict[str, Any]:
+        missing = [profile for profile in self.links if self.saved.cell(step_ms, profile) is None]
+        if not missing:
+            self.advance(self.answers * len(self.links))
+            return self.saved.engine(step_ms, self.links)
         tls = [] if self.identity is None else self.identity.server_flags
         flags = [*cloud_flags(self.model, self.threads, step_ms), *tls]
         async with contextlib.AsyncExitStack() as stack:
             cloud = await stack.enter_async_context(serving("outrider_cloud.cli", *flags))
-            bench = _Engine(self, cloud, stack)
+            drafting = cloud
+            if self.cloud_draft != NONE:
+                more = ["--draft", self.cloud_draft]
+                drafting = await stack.enter_async_context(serving("outrider_cloud.cli", *flags, *more))
+            bench = _Engine(self, cloud, drafting, stack)
             await bench.tune()
             await bench.connect()
-            step_s = max(step_ms / 1e3, bench.step_s)
-            cells = [await bench.cell(profile, step_s) for profile in self.links]
-        return {
+            for profile in missing:
+                self.saved.keep(step_ms, profile, await bench.cell(profile))
+            self.advance(self.answers * (len(self.links) - len(missing)))
+        described = {
             "engine": f"paced, {step_ms:g} ms a step" if step_ms else "own step of the model",
             "step_ms": step_ms or None,
-            "step_ms_used_for_busy_time": step_s * 1e3,
+            "step_ms_of_plain_streaming": bench.step_s * 1e3,
             "colocated_method": bench.colocated.name,
             "tuning": bench.tuning,
-            "cells": cells,
         }
+        self.saved.keep_engine(step_ms, described)
+        return self.saved.engine(step_ms, self.links)
 
 
 class _Engine:
-    """One cloud process, and everybody connected to it."""
+    """One cloud process, one more with a draft model, and everybody connected to them."""
 
-    def __init__(self, grid: Grid, cloud: Served, stack: contextlib.AsyncExitStack) -> None:
-        self._grid, self._cloud, self._stack = grid, cloud, stack
+    def __init__(self, grid: Grid, cloud: Served, drafting: Served, stack: contextlib.AsyncExitStack) -> None:
+        self._grid, self._cloud, self._drafting, self._stack = grid, cloud, drafting, stack
         self.tuning: dict[str, Any] = {}
         self.step_s = 0.0
         self.colocated = methods.plain()
@@ -105,8 +134,10 @@ class _Engine:
         """Fill the prefix cache, time a step, and rank what drafts, all without a link."""
         grid = self._grid
         plain = await self._beside(methods.plain())
-        for request in grid.requests:
-            await plain.answer(replace(request, max_tokens=1))
+        for cloud in {self._cloud, self._drafting}:
+            filling = await self._beside(methods.plain(), cloud)
+            for request in grid.requests:
+                await filling.answer(replace(request, max_tokens=1))
         self.step_s = step_seconds([await plain.answer(request) for request in grid.requests[: grid.tune]])
         for how in methods.drafted():
             contestant = await self._beside(how)
@@ -130,14 +161,15 @@ class _Engine:
         if grid.identity is not None:
             flags += ["--tls-ca", str(grid.identity.certificate), *grid.identity.server_flags]
         relay = await self._stack.enter_async_context(serving("outrider_edge.bench.relay", *flags))
-        direct, behind = [
+        direct, drafting, behind = [
             await self._stack.enter_async_context(LinkProcess(to.address, LinkProfile(), grid.seed))
-            for to in (cloud, relay)
+            for to in (cloud, self._drafting, relay)
         ]
-        self._links = [direct, behind]
+        self._links = [direct, drafting, behind]
         lengths = [methods.chain(length) for length in methods.LENGTHS]
-        for how in (methods.plain(), *lengths, *methods.ours()):
-            self._contestants[how.name] = Contestant(how, await self._device(how, direct.address), direct, cloud)
+        for how in (methods.plain(), *lengths, *grid.ours()):
+            link, served = (drafting, self._drafting) if how.draft_cloud else (direct, cloud)
+            self._contestants[how.name] = Contestant(how, await self._device(how, link.address), link, served)
         how = replace(methods.plain(), name="colocated")
         device = await self._device(how, behind.address)
         self._contestants["colocated"] = Contestant(how, device, behind, cloud, log)
@@ -151,31 +183,31 @@ class _Engine:
             alone = [replace(request, max_tokens=1) for request in self._grid.requests]
             self._openings[name] = [await self._contestants[name].answer(request) for request in alone]
 
-    async def cell(self, profile: LinkProfile, step_s: float) -> dict[str, Any]:
+    async def cell(self, profile: LinkProfile) -> dict[str, Any]:
         """Measure one link."""
         grid = self._grid
         for link in self._links:
             await link.set(profile)
         lengths = self._ranked(profile.rtt_s)[: grid.candidates]
-        names = ["plain", "colocated", *lengths, *(how.name for how in methods.ours())]
+        names = ["plain", "colocated", *lengths, *(how.name for how in grid.ours())]
         samples: dict[str, list[Sample]] = {name: [] for name in names}
         for number, request in enumerate(grid.requests):
             for place in range(len(names)):
                 name = names[(place + number) % len(names)]
                 samples[name].append(await self._contestants[name].answer(request))
+                grid.advance(1)
         figures = {
             name: summarise(
                 samples[name],
                 self._openings.get(name, self._openings["plain"]),
                 samples["plain"],
-                step_s,
                 drafts_in_cloud=name == "colocated",
             )
             for name in names
         }
         best = max(lengths, key=lambda name: float(figures[name]["tokens_per_s"]))
         figures["sync"] = {**figures[best], "method": best}
-        result = {"link": _described(profile), "methods": figures, "ratios": ratios(figures)}
+        result = {"link": described(profile), "methods": figures, "ratios": ratios(figures)}
         told = ", ".join(f"{n} {figures[n]['tokens_per_s']:.1f}" for n in figures if not n.startswith("chain"))
         grid.tell(f"rtt {profile.rtt_s * 1e3:g} ms: tokens/s {told} ({best})")
         return result
@@ -185,20 +217,12 @@ class _Engine:
         names = [methods.chain(length).name for length in methods.LENGTHS]
         return sorted(names, key=lambda n: float(self.tuning[n]["wall_s"] + self.tuning[n]["cloud_steps"] * rtt_s))
 
-    async def _beside(self, how: Method) -> Contestant:
-        return Contestant(how, await self._device(how, self._cloud.address), None, self._cloud)
+    async def _beside(self, how: Method, cloud: Served | None = None) -> Contestant:
+        cloud = cloud or self._cloud
+        return Contestant(how, await self._device(how, cloud.address), None, cloud)
 
     async def _device(self, how: Method, address: str) -> Device:
         grid = self._grid
         tls = None if grid.identity is None else grid.identity.client
         device = Device.open(address, grid.draft, tls=tls, policy=how.policy, deadline_s=_DEADLINE_S)
         return await self._stack.enter_async_context(device)
-
-
-def _described(profile: LinkProfile) -> dict[str, float]:
-    return {
-        "rtt_ms": profile.rtt_s * 1e3,
-        "jitter_ms": profile.jitter_s * 1e3,
-        "rate_kbit": profile.up_bps / 1e3,
-        "loss": profile.loss,
-    }

@@ -29,6 +29,9 @@ class Sample:
         wall_s: From the call to the last token.
         up_bytes, down_bytes: TCP payload, as the emulator counted it; with the prompt.
         steps, rows: Of the cloud, for this session.
+        own_accepted: Tokens that the cloud drafted itself, by lookup and by its model.
+        own_rows: Rows of those drafts, likewise.
+        busy_s: The session's share of the engine's time.
         drafted, accepted, draft_s: Nodes sent, of them committed, seconds in the drafter; wherever that ran.
         cloud_cpu_s: Processor time of the cloud's process; None where the system does not tell.
     """
@@ -40,6 +43,9 @@ class Sample:
     down_bytes: int
     steps: int
     rows: int
+    own_accepted: tuple[int, int]
+    own_rows: tuple[int, int]
+    busy_s: float
     drafted: int
     accepted: int
     draft_s: float
@@ -93,6 +99,9 @@ class Contestant:
             down_bytes=after[1] - before[1],
             steps=finished.totals.cloud_steps,
             rows=finished.totals.cloud_rows,
+            own_accepted=(finished.totals.cloud_lookups, finished.totals.cloud_drafts),
+            own_rows=(finished.totals.lookup_rows, finished.totals.draft_rows),
+            busy_s=finished.totals.cloud_busy_s,
             drafted=totals["drafted"],
             accepted=totals["accepted"],
             draft_s=totals["draft_s"],

@@ -2,14 +2,15 @@
 
     plain       no drafts, the cloud decodes and streams
     chain-K     synchronous speculation: K tokens are drafted, sent, and nothing is drafted until their commit is here
-    ours-PACE   pipelined, with trees, stopping by margin, the cloud at that pace
+    ours-PACE   pipelined, with trees, stopping by margin, the cloud at that pace, which looks up, too
+    ours-PACE+draft  the same against a cloud with a draft model beside the target
 
 Co-located speculation is one of the last two, run beside the cloud, with the tokens streamed down (`relay`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from outrider_edge.session.events import Pace
 from outrider_edge.session.policy import DraftPolicy
@@ -30,6 +31,7 @@ class Method:
         drafts: Whether there is a drafter.
         policy: How far to draft.
         cloud_drafts: Whether the cloud may draft, too.
+        draft_cloud: Whether the cloud is the one with a draft model.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Method:
     drafts: bool = True
     policy: DraftPolicy = field(default_factory=DraftPolicy)
     cloud_drafts: bool = False
+    draft_cloud: bool = False
 
 
 def plain() -> Method:
@@ -55,9 +58,15 @@ def ours() -> list[Method]:
     return [Method(f"ours-{pace.value}", pace, cloud_drafts=True) for pace in Pace]
 
 
+def ours_with_draft() -> list[Method]:
+    """The same against a cloud that has a draft model."""
+    return [replace(how, name=f"{how.name}+draft", draft_cloud=True) for how in ours()]
+
+
 def drafted() -> list[Method]:
-    """All that draft: what co-located speculation takes its fastest of."""
-    return [*(chain(length) for length in LENGTHS), *ours()]
+    """All that draft on one side: what co-located speculation takes its fastest of."""
+    alone = [replace(how, name=f"{how.name}-alone", cloud_drafts=False) for how in ours()]
+    return [*(chain(length) for length in LENGTHS), *ours(), *alone]
 
 
 def method(name: str) -> Method:
@@ -66,7 +75,7 @@ def method(name: str) -> Method:
     Raises:
         ConfigError: if there is none.
     """
-    for known in (plain(), *drafted()):
+    for known in (plain(), *drafted(), *ours_with_draft()):
         if known.name == name:
             return known
     raise ConfigError(f"there is no method {name!r}", hint=f"known: {[known.name for known in drafted()]}")

@@ -17,6 +17,8 @@ METRICS = {
     "ttft_ms_p50": "time to first token, ms (p50)",
     "cloud_steps_per_token": "cloud steps per token",
     "cloud_rows_per_token": "cloud rows per token",
+    "cloud_lookup_rows_per_token": "rows of the cloud's lookups per token",
+    "cloud_draft_rows_per_token": "rows of the cloud's drafts per token",
     "cloud_busy_ms_per_token": "cloud busy time per token, ms",
     "up_bytes_per_token": "bytes up per token (TCP, prompt aside)",
     "down_bytes_per_token": "bytes down per token (TCP, prompt aside)",

@@ -100,7 +100,14 @@ def _opened(length: int) -> pb.DecodeResponse:
 
 def _last(finished: Finished, length: int) -> pb.Commit:
     totals = finished.totals
-    usage = pb.Usage(steps=totals.cloud_steps, rows=totals.cloud_rows, accepted=totals.accepted)
+    usage = pb.Usage(
+        steps=totals.cloud_steps,
+        rows=totals.cloud_rows,
+        accepted=totals.accepted,
+        accepted_lookup=totals.cloud_lookups,
+        lookup_rows=totals.lookup_rows,
+        busy_us=round(totals.cloud_busy_s * 1e6),
+    )
     return pb.Commit(length=length, finish=_FINISH.get(finished.reason, pb.FINISH_REASON_LENGTH), usage=usage)
 
 

@@ -18,7 +18,6 @@ def summarise(
     samples: Sequence[Sample],
     openings: Sequence[Sample],
     plain: Sequence[Sample],
-    step_s: float,
     *,
     drafts_in_cloud: bool = False,
 ) -> dict[str, Any]:
@@ -28,7 +27,6 @@ def summarise(
         samples: Its answers.
         openings: Answers of one token to the same requests: what the prompt alone costs in bytes.
         plain: The plain answers, for comparison of the text.
-        step_s: Time of a step, for the cloud's busy time.
         drafts_in_cloud: Whether the drafter keeps the cloud busy, too.
     """
     tokens, steps = sum(len(s.token_ids) for s in samples), sum(s.steps for s in samples)
@@ -37,7 +35,9 @@ def summarise(
     rates = [len(s.token_ids) / s.wall_s for s in samples]
     decoding_s = sum(s.wall_s - s.ttft_s for s in samples)
     draft_s = sum(s.draft_s for s in samples)
-    busy_s = steps * step_s + (draft_s if drafts_in_cloud else 0.0)
+    busy_s = sum(s.busy_s for s in samples) + (draft_s if drafts_in_cloud else 0.0)
+    looked_up, cloud_drafted = (sum(s.own_accepted[i] for s in samples) for i in (0, 1))
+    lookup_rows, draft_rows = (sum(s.own_rows[i] for s in samples) for i in (0, 1))
     cpu_s = [s.cloud_cpu_s for s in samples if s.cloud_cpu_s is not None]
     return {
         "tokens": tokens,
@@ -49,6 +49,9 @@ def summarise(
         "ttft_ms_p95": percentile([s.ttft_s for s in samples], 95) * 1e3,
         "cloud_steps_per_token": steps / tokens,
         "cloud_rows_per_token": sum(s.rows for s in samples) / tokens,
+        "cloud_lookup_rows_per_token": lookup_rows / tokens,
+        "cloud_draft_rows_per_token": draft_rows / tokens,
+        "tokens_by_origin": {"edge": accepted, "cloud lookup": looked_up, "cloud draft": cloud_drafted},
         "cloud_busy_ms_per_token": busy_s * 1e3 / tokens,
         "cloud_cpu_ms_per_token": sum(cpu_s) * 1e3 / tokens if len(cpu_s) == len(samples) else None,
         "up_bytes_per_token": _beyond(samples, openings, "up_bytes") / beyond_first,

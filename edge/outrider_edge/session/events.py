@@ -197,6 +197,7 @@ class Totals:
         cloud_rows: Rows of those steps.
         cloud_lookups, cloud_drafts: Committed tokens that the cloud drafted itself, by lookup and by its draft model.
         lookup_rows, draft_rows: The part of `cloud_rows` that these took.
+        cloud_busy_s: The session's share of the time of its steps, the cloud's own drafting included.
         cached_tokens: Prompt tokens whose KV the cloud held when the session began
             (`usage.prompt_tokens_details.cached_tokens`); final with `Finished`.
         uplink_bytes, downlink_bytes: Message bytes with gRPC and HTTP/2 framing, prompt included.
@@ -217,6 +218,7 @@ class Totals:
     cloud_drafts: int = 0
     lookup_rows: int = 0
     draft_rows: int = 0
+    cloud_busy_s: float = 0.0
     cached_tokens: int = 0
     uplink_bytes: int = 0
     downlink_bytes: int = 0

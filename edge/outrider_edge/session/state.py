@@ -276,6 +276,7 @@ class SessionState:
             totals.accepted, totals.cloud_rows = message.usage.accepted, message.usage.rows
             totals.cloud_steps, totals.cached_tokens = message.usage.steps, message.usage.cached_tokens
             totals.cloud_lookups, totals.cloud_drafts = message.usage.accepted_lookup, message.usage.accepted_cloud
+            totals.cloud_busy_s = message.usage.busy_us / 1e6
             totals.lookup_rows, totals.draft_rows = message.usage.lookup_rows, message.usage.cloud_rows
 
     def _append(self, token: int) -> Node:

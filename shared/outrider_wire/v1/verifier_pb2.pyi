@@ -677,6 +677,7 @@ class Usage(_message.Message):
     EDGE_ROWS_FIELD_NUMBER: _builtins.int
     LOOKUP_ROWS_FIELD_NUMBER: _builtins.int
     CLOUD_ROWS_FIELD_NUMBER: _builtins.int
+    BUSY_US_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
     """engine steps that committed tokens of this session"""
     rows: _builtins.int
@@ -699,6 +700,8 @@ class Usage(_message.Message):
     """of `rows`: drafts of the cloud's prompt lookup"""
     cloud_rows: _builtins.int
     """of `rows`: drafts of the cloud's draft model"""
+    busy_us: _builtins.int
+    """the session's share of the time of its steps and of what the cloud drafted before them"""
     def __init__(
         self,
         *,
@@ -713,10 +716,11 @@ class Usage(_message.Message):
         edge_rows: _builtins.int = ...,
         lookup_rows: _builtins.int = ...,
         cloud_rows: _builtins.int = ...,
+        busy_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "accepted_cloud", b"accepted_cloud", "accepted_lookup", b"accepted_lookup", "cached_tokens", b"cached_tokens", "cloud_rows", b"cloud_rows", "edge_rows", b"edge_rows", "lookup_rows", b"lookup_rows", "preemptions", b"preemptions", "prefill_rows", b"prefill_rows", "rows", b"rows", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "accepted_cloud", b"accepted_cloud", "accepted_lookup", b"accepted_lookup", "busy_us", b"busy_us", "cached_tokens", b"cached_tokens", "cloud_rows", b"cloud_rows", "edge_rows", b"edge_rows", "lookup_rows", b"lookup_rows", "preemptions", b"preemptions", "prefill_rows", b"prefill_rows", "rows", b"rows", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

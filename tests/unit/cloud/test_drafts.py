@@ -1,0 +1,208 @@
+"""Drafts of the cloud's own: what lookup finds, what the model guesses, who is drafted for, and fair rows."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from outrider_cloud.build import build_draft
+from outrider_cloud.drafts.fill import CloudDrafts, source_of
+from outrider_cloud.drafts.lookup import PromptLookup
+from outrider_cloud.drafts.model import Ask
+from outrider_cloud.engine.config import EngineConfig
+from outrider_cloud.engine.events import Request, Source
+from outrider_cloud.engine.schedule import hint, plan
+from outrider_cloud.engine.session import Session, State
+from outrider_cloud.engine.survival import DraftSurvival
+from outrider_cloud.model.loading import LoadedModel
+from outrider_shared.errors import MismatchError
+from outrider_shared.ids import SessionId
+from outrider_shared.sampling import SamplingParams
+from outrider_shared.sampling.rule import Guess, guess
+from support.models import third_party
+from support.rig import GREEDY, Rig, direct_logits, plain
+
+TOKENS = st.integers(0, 4)
+
+
+@given(st.lists(TOKENS, min_size=1, max_size=60), st.integers(1, 6))
+def test_lookup_continues_the_longest_run_of_its_latest_places_however_the_log_grew(log: list[int], most: int):
+    grown: list[int] = []
+    index = PromptLookup(grown)
+    for token in log:
+        grown.append(token)
+        tokens, run = index.continuation(most)
+        places = [p for p in range(2, len(grown)) if grown[p - 2 : p] == grown[-2:]][-8:]
+        if not places:
+            assert (list(tokens), run) == ([], 0)
+            continue
+
+        def length(place: int) -> int:
+            return max(n for n in range(2, min(12, place) + 1) if grown[place - n : place] == grown[-n:])
+
+        best = max(places, key=lambda place: (length(place), place))
+        assert (list(tokens), run) == (grown[best : best + most], length(best))
+
+
+def ask(name: str, log: list[int], tail: list[int], params: SamplingParams = GREEDY) -> Ask:
+    return Ask(SessionId(name), log, tail, params)
+
+
+@pytest.mark.parametrize("params", [GREEDY, SamplingParams(0.9, seed=5)])
+def test_the_model_guesses_what_a_forward_over_the_whole_text_says(tiny: LoadedModel, tiny_folder, params):
+    """Also after a rollback, beside other sessions, and when memory is too small for all of them."""
+    model = build_draft(tiny, tiny, EngineConfig(kv_tokens=48, block_size=4, row_budget=16))
+    logs = {"a": [3, 7, 9], "b": [8] * 9}
+    for tails in ({"a": [1, 2], "b": []}, {"a": [1, 5], "b": [4]}, {"a": [], "b": [4, 4]}, {"a": [6], "b": [5, 5, 5]}):
+        asks = [ask(name, logs[name], tail, params) for name, tail in tails.items()]
+        for one, told in zip(asks, model.guess(asks, 2), strict=True):
+            logits = direct_logits(tiny_folder, one.log + one.tail)[-1]
+            expected = guess(logits, one.length, params, 2)
+            assert told is not None
+            assert told.tokens == expected.tokens
+            assert told.margin == pytest.approx(expected.margin, abs=1e-3)
+        logs["a"].append(1)
+    model.guess([ask("c", list(range(1, 14)), [], params)], 2)
+    assert model.guess([ask("a", logs["a"], [], params)], 2)[0] is not None
+
+
+def test_a_prompt_beyond_the_row_budget_is_read_over_several_rounds(tiny: LoadedModel):
+    model = build_draft(tiny, tiny, EngineConfig(row_budget=8, kv_tokens=256))
+    question = ask("a", [1 + i % 50 for i in range(20)], [])
+    assert [model.guess([question], 1)[0] is None for _ in range(3)] == [True, True, False]
+
+
+def test_a_draft_of_other_tokens_is_refused(tiny: LoadedModel):
+    from outrider_cloud.model.loading import load_model
+
+    other = load_model(third_party("draft-stories-260k"), check=False)
+    with pytest.raises(MismatchError, match="vocabulary"):
+        build_draft(other, tiny, EngineConfig())
+
+
+class Knowing:
+    """A draft model that knows the answer, and counts its rounds."""
+
+    def __init__(self, answer, round_s: float) -> None:
+        self.answer, self.round_s, self.rounds = answer, round_s, 0
+
+    def guess(self, asks, width):
+        self.rounds += 1
+        return [
+            Guess((self.answer[a.length], 0), (0.0, 9.0), 9.0) if a.length < len(self.answer) else None for a in asks
+        ]
+
+    def forget(self, session_id):
+        """Nothing is held."""
+
+
+def session_of(name: str, log: list[int], arrival: int = 1, **more) -> Session:
+    session = Session(Request(SessionId(name), tuple(log), 50, **more), arrival, lambda _: None)
+    session.state, session.computed = State.RUNNING, len(log) - 1
+    return session
+
+
+def chain_of(session: Session) -> list[int]:
+    tokens, children = [], session.tree.children
+    while children:
+        node = next(iter(children.values()))
+        tokens.append(node.token)
+        children = node.children
+    return tokens
+
+
+@pytest.mark.parametrize(
+    ("round_s", "deep"),
+    [
+        pytest.param(0.001, True, id="a round costs a fraction of the step"),
+        pytest.param(0.1, False, id="a round costs four steps"),
+    ],
+)
+def test_a_round_is_run_while_it_brings_tokens_faster_than_the_step(round_s: float, *, deep: bool):
+    answer = list(range(10, 60))
+    session, model = session_of("a", answer[:3]), Knowing(answer, round_s)
+    CloudDrafts(EngineConfig(), model).fill([session], 0.025)
+    drafted = chain_of(session)
+    assert drafted == answer[3 : 3 + len(drafted)]
+    assert (len(drafted) >= 4) == deep
+    assert all(source_of(node) is Source.MODEL for node in session.tree.walk())
+    assert session.tree.pending == 0
+
+
+def test_a_draft_model_that_fails_is_let_go(tiny: LoadedModel, tiny_folder):
+    rig = Rig(tiny)
+    broken = Knowing([], 1e-6)
+    broken.guess = lambda asks, width: 1 / 0
+    rig.engine.drafts = CloudDrafts(rig.config, broken)
+    rig.engine.stats.step_s = 0.025
+    name = rig.open((3, 7, 9), 8, own_drafts=True, ignore_eos=True)
+    rig.run()
+    assert tuple(rig.tokens(name)) == plain(tiny_folder, (3, 7, 9), 8)
+    assert not rig.engine.drafts.has_model
+
+
+def test_only_rows_that_would_stay_empty_are_filled():
+    answer = list(range(10, 60))
+    everyone = [session_of(str(n), answer[:3], n) for n in range(6)]
+    CloudDrafts(EngineConfig(row_budget=8), Knowing(answer, 1e-6)).fill(everyone, 0.025)
+    assert sum(len(list(s.tree.walk())) for s in everyone) == 2
+
+
+def test_nobody_drafts_for_a_session_that_asked_for_none():
+    session = session_of("a", [1, 2, 1, 2, 1, 2], own_drafts=False)
+    CloudDrafts(EngineConfig(), Knowing([0] * 99, 1e-6)).fill([session], 0.025)
+    assert not session.tree.children
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_lookup_alone_speeds_an_answer_up_and_changes_no_token(tiny: LoadedModel, tiny_folder, temperature: float):
+    params, prompt = SamplingParams(temperature, seed=3), (3, 7, 3, 7, 3, 7)
+    answer, steps = plain(tiny_folder, prompt, 40, params), []
+    for own in (False, True):
+        rig = Rig(tiny)
+        name = rig.open(prompt, 40, params, own_drafts=own, ignore_eos=True)
+        rig.run()
+        assert tuple(rig.tokens(name)) == answer
+        steps.append(rig.commits(name)[-1].usage.steps)
+    assert steps[0] == 40
+    assert steps[1] <= steps[0]
+
+
+@given(st.data())
+def test_no_session_is_served_less_than_its_floor_whatever_the_others_draft(data: st.DataObject):
+    """Each is served within a round; and while drafts are dealt, each gets its even share of half of their rows."""
+    count, rows = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 40))
+    everyone = [session_of(str(n), [1, 2, 3], n) for n in range(count)]
+    for session in everyone:
+        session.survival = DraftSurvival(data.draw(st.sampled_from([0.05, 0.5, 0.99])))
+        parents: list = [None]
+        for token in range(data.draw(st.integers(0, 20))):
+            parents.append(session.tree.append(token, data.draw(st.sampled_from(parents)), 3))
+    bounds = EngineConfig(row_budget=rows)
+    for step in range(1, 9):
+        works = {id(work.session): work for work in plan(everyone, bounds)}
+        for session in everyone:
+            if id(session) in works:
+                session.last_step = step
+        drafting = [w for w in works.values() if w.session.tree.children]
+        if len(works) == count and drafting:
+            share = min(bounds.max_draft_rows, (rows - count) // (2 * len(drafting)))
+            for work in drafting:
+                assert len(work.nodes) >= min(share, len(list(work.session.tree.walk())))
+        assert all(step - s.last_step < -(-count // rows) for s in everyone if step >= -(-count // rows))
+
+
+def test_edges_are_told_to_draft_less_when_rows_are_scarce():
+    bounds, crowd = EngineConfig(row_budget=64), [session_of(str(n), [1, 2, 3], n) for n in range(40)]
+    assert hint(crowd[:2], bounds).max_nodes == bounds.max_nodes
+    told = hint(crowd, bounds)
+    assert (told.max_nodes, told.load) == (4, 62)
+
+
+def test_a_changed_load_is_told_once():
+    session = session_of("a", [1, 2, 3])
+    quiet, busy = hint([session], EngineConfig()), hint([session] * 300, EngineConfig())
+    told = []
+    for now in (quiet, quiet, busy, busy, quiet):
+        session.hint = now
+        told.append(session.fresh_hint())
+    assert told == [None, None, busy, None, quiet]
