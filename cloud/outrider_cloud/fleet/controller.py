@@ -1,0 +1,271 @@
+"""The fleet service's brain: takes what devices say into the registry, and carries roll-outs on.
+
+    Plane --arrived--> one transaction: devices, telemetry, progress of updates --> the roll-outs' tests
+    every `tick_s`:    one transaction per live roll-out: view --> decide --> carry out
+                       then publish every desired state that is pending, then deliver webhooks
+
+Whatever is decided is committed before it is published, and published again until the broker acknowledged it: a
+controller that is killed anywhere goes on where it was, and nothing is done twice (devices compare numbers).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import json
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import httpx
+import structlog
+
+from outrider_cloud.fleet.registry import access, desired, devices, rollouts, webhooks
+from outrider_cloud.fleet.rollout.decide import decide
+from outrider_cloud.fleet.rollout.evidence import Window
+from outrider_cloud.fleet.rollout.spec import Spec
+from outrider_cloud.fleet.rollout.states import RolloutState
+from outrider_shared.errors import OutriderError, UnavailableError
+from outrider_shared.fleet.messages import Reported, Telemetry, UpdateStatus
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from outrider_cloud.fleet.plane import Arrived, Plane
+    from outrider_cloud.fleet.registry.database import Database
+    from outrider_cloud.fleet.rollout.evidence import Evidence
+    from outrider_shared.fleet.desired import Desired
+    from outrider_shared.ids import DeviceId
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerConfig:
+    """What an operator can set.
+
+    Attributes:
+        tick_s: How often roll-outs are looked at.
+        keep_days: How long telemetry is kept.
+        epoch: Of the desired states; raise it when the registry was restored from a backup.
+    """
+
+    tick_s: float = 0.5
+    keep_days: float = 30.0
+    epoch: int = 1
+
+
+@dataclass(slots=True)
+class _Live:
+    """A roll-out whose tests are fed."""
+
+    sha256: str
+    evidence: Evidence
+    dirty: bool = False
+
+
+@dataclass(slots=True)
+class Counters:
+    """For /metrics."""
+
+    messages: int = 0
+    repeats: int = 0
+    refused: int = 0
+    published: int = 0
+    started: float = field(default_factory=time.time)
+
+
+class Controller:
+    """A `Sink` for the plane, and the loop that moves roll-outs; one per registry.
+
+    Args:
+        database: The registry.
+        config: See there.
+    """
+
+    def __init__(self, database: Database, config: ControllerConfig | None = None) -> None:
+        self.database = database
+        self.config = config or ControllerConfig()
+        self.counters = Counters()
+        self._live: dict[str, _Live] = {}
+        self._lock = asyncio.Lock()
+        self._changed = asyncio.Condition()
+        self._next_sweep = 0.0
+
+    # Sink
+
+    async def arrived(self, batch: list[Arrived]) -> None:
+        """Commit a batch; what raises makes the broker send it again."""
+        async with self._lock:
+            kept = await asyncio.to_thread(self._take, batch)
+        self.counters.messages += len(batch)
+        self.counters.repeats += len(batch) - kept
+        await self.wake()
+
+    async def refused(self, topic: str, error: OutriderError) -> None:
+        """Note a message that was not taken."""
+        self.counters.refused += 1
+        _log.warning("fleet_message_refused", topic=topic, code=error.code, reason=error.message)
+        async with self._lock:
+            await asyncio.to_thread(self._note, "broker", "message.refused", topic, error)
+
+    def _note(self, actor: str, action: str, subject: str, error: OutriderError) -> None:
+        with self.database.transaction() as connection:
+            access.note(connection, actor, action, subject, code=error.code, reason=error.message[:500])
+
+    def _take(self, batch: list[Arrived]) -> int:
+        with self.database.transaction() as connection:
+            kept = devices.take(connection, batch)
+            for arrived in kept:
+                self._progress(connection, arrived)
+        for arrived in kept:
+            if isinstance(arrived.message, Telemetry):
+                self._feed(arrived.device, arrived.message)
+        return len(kept)
+
+    def _progress(self, connection: Connection, arrived: Arrived) -> None:
+        message, device = arrived.message, arrived.device
+        if isinstance(message, UpdateStatus):
+            said = rollouts.Progress(
+                device, message.rollout, message.attempt, message.state, message.done, message.code, message.message
+            )
+        elif isinstance(message, Reported):
+            if message.refused:
+                access.note(connection, device, "desired.refused", device, code=message.refused, reason=message.message)
+            if message.state is None:
+                return
+            said = rollouts.Progress(device, message.rollout, message.attempt, message.state)
+        else:
+            return
+        if rollouts.progress(connection, said) and said.code:
+            access.note(
+                connection,
+                device,
+                f"update.{said.state.value}",
+                said.rollout,
+                code=said.code,
+                reason=said.message[:500],
+            )
+
+    def _feed(self, device: DeviceId, message: Telemetry) -> None:
+        window = Window.of(device, message.tried, message.taken, message.token_ms)
+        for found in self._live.values():
+            found.evidence.observe(window, canary=message.active.sha256 == found.sha256)
+            found.dirty = True
+
+    # Roll-outs
+
+    async def tick(self) -> None:
+        """One round of every live roll-out."""
+        async with self._lock:
+            moved = await asyncio.to_thread(self._tick, time.time())
+        if moved:
+            await self.wake()
+
+    def _tick(self, now: float) -> bool:
+        moved = False
+        with self.database.transaction() as connection:
+            if now >= self._next_sweep:
+                devices.forget_old(connection, now - self.config.keep_days * 86400)
+                self._next_sweep = now + 3600
+            rows = rollouts.live(connection)
+        for gone in self._live.keys() - {row.id for row in rows if row.state == RolloutState.RUNNING}:
+            del self._live[gone]
+        for row in rows:
+            with self.database.transaction() as connection:
+                moved |= self._round(connection, row.id, now)
+        return moved
+
+    def _round(self, connection: Connection, name: str, now: float) -> bool:
+        row = rollouts.load(connection, name)
+        evidence = None
+        if row.state == RolloutState.RUNNING:
+            found = self._live.get(name)
+            if found is None:
+                found = _Live(Spec.read(row.spec).sha256, rollouts.evidence_of(connection, row))
+                self._live[name] = found
+            if rollouts.join_late(connection, row):
+                found.evidence = rollouts.evidence_of(connection, row)
+            evidence = found.evidence
+            if found.dirty:
+                rollouts.save_evidence(connection, name, evidence)
+                found.dirty = False
+        decided = decide(now, Spec.read(row.spec), rollouts.view(connection, row, now), evidence)
+        rollouts.carry_out(connection, row, decided, now)
+        if decided.state is not None:
+            self._live.pop(name, None)  # what is resumed later begins its tests afresh
+        return bool(decided.tell or decided.state or decided.stage_state or decided.next_stage)
+
+    # Going out
+
+    async def publish(self, plane: Plane) -> int:
+        """Publish pending desired states; returns how many."""
+        count = 0
+        while True:
+            documents = await asyncio.to_thread(self._pending)
+            if not documents:
+                return count
+            for document in documents:
+                await plane.publish_desired(document)
+            async with self._lock:
+                await asyncio.to_thread(self._published, [(d.device, d.version) for d in documents])
+            count += len(documents)
+            self.counters.published += len(documents)
+
+    def _pending(self) -> list[Desired]:
+        with self.database.transaction() as connection:
+            return desired.pending(connection, self.config.epoch)
+
+    def _published(self, numbers: list[tuple[str, int]]) -> None:
+        with self.database.transaction() as connection:
+            for device, version in numbers:
+                desired.published(connection, device, version)
+
+    async def deliver(self, client: httpx.AsyncClient) -> None:
+        """Send what webhooks are owed, signed: `X-Outrider-Signature: sha256=HMAC(secret, body)`."""
+        with self.database.transaction() as connection:
+            owed = webhooks.due(connection)
+        for row in owed:
+            body = json.dumps(row.body, sort_keys=True).encode()
+            signature = hmac.new(row.secret.encode(), body, hashlib.sha256).hexdigest()
+            headers = {"content-type": "application/json", "x-outrider-signature": f"sha256={signature}"}
+            error = ""
+            try:
+                answer = await client.post(row.url, content=body, headers=headers, timeout=5)
+                error = "" if answer.is_success else f"HTTP {answer.status_code}"
+            except httpx.HTTPError as failure:
+                error = f"{type(failure).__name__}: {failure}"
+            with self.database.transaction() as connection:
+                if error:
+                    webhooks.failed(connection, row.id, row.attempts, error)
+                else:
+                    webhooks.delivered(connection, row.id)
+
+    async def run(self, plane: Plane) -> None:
+        """Tick until cancelled. A fault of one round is logged, and the next begins."""
+        async with httpx.AsyncClient() as client:
+            while True:
+                try:
+                    await self.tick()
+                    await self.publish(plane)
+                    await self.deliver(client)
+                except UnavailableError:
+                    _log.info("fleet_broker_away", hint="desired states wait in the registry")
+                except OutriderError as error:
+                    _log.error("fleet_round_failed", code=error.code, reason=error.message)
+                await asyncio.sleep(self.config.tick_s)
+
+    # For the page
+
+    async def wake(self) -> None:
+        """Tell those who watch that something changed."""
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def changed(self, timeout_s: float) -> None:
+        """Wait until something changed, or that long."""
+        with contextlib.suppress(TimeoutError):
+            async with self._changed:
+                await asyncio.wait_for(self._changed.wait(), timeout_s)

@@ -1,0 +1,91 @@
+"""What each device is to be.
+
+Numbers only grow; what was not published yet is `pending` and goes out again after a crash.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from outrider_cloud.fleet.registry.tables import desired
+from outrider_shared.errors import ConfigError
+from outrider_shared.fleet.desired import Assignment, Config, Desired, Window
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+_KEEP: Any = object()
+
+
+def change(
+    connection: Connection, device: str, *, config: dict[str, Any] | None = None, assignment: Assignment | None = _KEEP
+) -> int:
+    """Give a device a new document; returns its number. What is not given stays as it is.
+
+    Raises:
+        ConfigError: if the configuration is not one.
+    """
+    row = connection.execute(select(desired).where(desired.c.device == device)).one_or_none()
+    kept = row.config if row is not None else {}
+    merged = kept | (config or {})
+    read_config(merged)
+    stored = row.assignment if row is not None else None
+    if assignment is not _KEEP:
+        stored = asdict(assignment) if assignment is not None else None
+    version = (row.version if row is not None else 0) + 1
+    values = {"version": version, "config": merged, "assignment": stored, "issued": time.time(), "pending": True}
+    make = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    statement = make(desired).values(device=device, published=0, **values)
+    connection.execute(statement.on_conflict_do_update(index_elements=["device"], set_=values))
+    return version
+
+
+def read_config(stored: dict[str, Any]) -> Config:
+    """The typed configuration.
+
+    Raises:
+        ConfigError: naming the setting that is unknown or out of range.
+    """
+    table = dict(stored)
+    try:
+        if "window" in table:
+            table["window"] = Window(**table["window"])
+        return Config(**table)
+    except TypeError as error:
+        raise ConfigError(
+            f"not a device configuration: {error}", hint="settings: outrider fleet device set --help"
+        ) from error
+
+
+def assignment_of(connection: Connection, device: str) -> Assignment | None:
+    """The draft that a device was last told to run."""
+    stored = connection.execute(select(desired.c.assignment).where(desired.c.device == device)).scalar_one_or_none()
+    return Assignment(**stored) if stored else None
+
+
+def pending(connection: Connection, epoch: int, most: int = 200) -> list[Desired]:
+    """Documents to be published, oldest first."""
+    rows = connection.execute(select(desired).where(desired.c.pending).order_by(desired.c.issued).limit(most))
+    return [
+        Desired(
+            row.device, epoch, row.version, row.issued, read_config(row.config),
+            Assignment(**row.assignment) if row.assignment else None,
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+def published(connection: Connection, device: str, version: int) -> None:
+    """The broker has it; a newer one may wait already."""
+    mine = (desired.c.device == device) & (desired.c.version == version)
+    connection.execute(update(desired).where(mine).values(pending=False, published=version))
+
+
+def publish_all_again(connection: Connection) -> None:
+    """After the broker lost its disk: every document is sent again, under its old number."""
+    connection.execute(update(desired).values(pending=True))

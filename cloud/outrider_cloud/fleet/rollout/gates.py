@@ -1,0 +1,58 @@
+"""Whether a stage is bad, and if so, why, in a sentence for the operator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from outrider_cloud.fleet.rollout.states import MemberState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from outrider_cloud.fleet.rollout.evidence import Evidence
+    from outrider_cloud.fleet.rollout.spec import Gates
+
+
+@dataclass(frozen=True, slots=True)
+class Breach:
+    """Which gate was broken and how."""
+
+    gate: str
+    reason: str
+
+
+def broken(gates: Gates, counts: Mapping[MemberState, int], evidence: Evidence | None) -> Breach | None:
+    """The first broken gate of a stage with these devices, or None."""
+    return _failed(gates, counts) or (_metrics(gates, evidence) if evidence is not None else None)
+
+
+def _failed(gates: Gates, counts: Mapping[MemberState, int]) -> Breach | None:
+    bad = counts.get(MemberState.FAILED, 0) + counts.get(MemberState.REJECTED, 0)
+    silent = counts.get(MemberState.TIMED_OUT, 0)
+    ended = bad + silent + counts.get(MemberState.COMMITTED, 0)
+    if ended < gates.min_executed or not ended:
+        return None
+    if bad / ended > gates.max_failed:
+        return Breach("failed", f"{bad} of {ended} devices failed or went back, more than {gates.max_failed:.0%}")
+    if silent / ended > gates.max_silent:
+        return Breach("silent", f"{silent} of {ended} devices went silent, more than {gates.max_silent:.0%}")
+    return None
+
+
+def _metrics(gates: Gates, evidence: Evidence) -> Breach | None:
+    test = evidence.acceptance
+    if gates.acceptance and test.alarmed:
+        return Breach(
+            "acceptance",
+            f"the acceptance rate is {100 * test.mean_loss:.1f} points below control's over {test.pairs} pairs of "
+            f"windows (p {test.p_value:.2g}, tolerated {100 * test.margin:.1f})",
+        )
+    test = evidence.latency
+    if gates.latency and test.alarmed:
+        return Breach(
+            "latency",
+            f"{100 * test.mean_loss:.1f} % more answers than control's are slower than the p95 of before, over "
+            f"{test.pairs} pairs of windows (p {test.p_value:.2g}, tolerated {100 * test.margin:.1f} %)",
+        )
+    return None
