@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from outrider_cloud.fleet.controller import Controller
 from outrider_cloud.fleet.plane import Arrived
 from outrider_cloud.fleet.registry import rollouts
 from outrider_cloud.fleet.registry.database import Database
-from outrider_shared.fleet.desired import Desired
 from outrider_shared.fleet.messages import (
     LATENCY_EDGES_MS,
     Info,
@@ -20,6 +20,9 @@ from outrider_shared.fleet.messages import (
     UpdateState,
     UpdateStatus,
 )
+
+if TYPE_CHECKING:
+    from outrider_shared.fleet.desired import Desired
 
 OLD, GOOD, BAD = "a" * 64, "b" * 64, "c" * 64
 

@@ -19,8 +19,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import httpx
 import structlog
+import urllib3
 
 from outrider_cloud.fleet.registry import access, desired, devices, rollouts, webhooks
 from outrider_cloud.fleet.rollout.decide import decide
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from outrider_shared.ids import DeviceId
 
 _log = structlog.get_logger()
+_http = urllib3.PoolManager()
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,20 +224,15 @@ class Controller:
             for device, version in numbers:
                 desired.published(connection, device, version)
 
-    async def deliver(self, client: httpx.AsyncClient) -> None:
+    async def deliver(self) -> None:
         """Send what webhooks are owed, signed: `X-Outrider-Signature: sha256=HMAC(secret, body)`."""
+        await asyncio.to_thread(self._deliver)
+
+    def _deliver(self) -> None:
         with self.database.transaction() as connection:
             owed = webhooks.due(connection)
         for row in owed:
-            body = json.dumps(row.body, sort_keys=True).encode()
-            signature = hmac.new(row.secret.encode(), body, hashlib.sha256).hexdigest()
-            headers = {"content-type": "application/json", "x-outrider-signature": f"sha256={signature}"}
-            error = ""
-            try:
-                answer = await client.post(row.url, content=body, headers=headers, timeout=5)
-                error = "" if answer.is_success else f"HTTP {answer.status_code}"
-            except httpx.HTTPError as failure:
-                error = f"{type(failure).__name__}: {failure}"
+            error = _post(row.url, row.secret, json.dumps(row.body, sort_keys=True).encode())
             with self.database.transaction() as connection:
                 if error:
                     webhooks.failed(connection, row.id, row.attempts, error)
@@ -245,17 +241,16 @@ class Controller:
 
     async def run(self, plane: Plane) -> None:
         """Tick until cancelled. A fault of one round is logged, and the next begins."""
-        async with httpx.AsyncClient() as client:
-            while True:
-                try:
-                    await self.tick()
-                    await self.publish(plane)
-                    await self.deliver(client)
-                except UnavailableError:
-                    _log.info("fleet_broker_away", hint="desired states wait in the registry")
-                except OutriderError as error:
-                    _log.error("fleet_round_failed", code=error.code, reason=error.message)
-                await asyncio.sleep(self.config.tick_s)
+        while True:
+            try:
+                await self.tick()
+                await self.publish(plane)
+                await self.deliver()
+            except UnavailableError:
+                _log.info("fleet_broker_away", hint="desired states wait in the registry")
+            except OutriderError as error:
+                _log.error("fleet_round_failed", code=error.code, reason=error.message)
+            await asyncio.sleep(self.config.tick_s)
 
     # For the page
 
@@ -269,3 +264,14 @@ class Controller:
         with contextlib.suppress(TimeoutError):
             async with self._changed:
                 await asyncio.wait_for(self._changed.wait(), timeout_s)
+
+
+def _post(url: str, secret: str, body: bytes) -> str:
+    """What went wrong; empty where the receiver took it."""
+    signature = hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+    headers = {"content-type": "application/json", "x-outrider-signature": f"sha256={signature}"}
+    try:
+        answer = _http.request("POST", url, body=body, headers=headers, timeout=5.0, retries=False, redirect=False)
+    except urllib3.exceptions.HTTPError as error:
+        return f"{type(error).__name__}: {error}"
+    return "" if 200 <= answer.status < 300 else f"HTTP {answer.status}"

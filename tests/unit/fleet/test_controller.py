@@ -161,7 +161,7 @@ def test_aborted_devices_keep_what_they_have_and_nothing_further_is_told(fleet):
     assert states(fleet)["committed"] == 1
 
 
-class Killed(Exception):
+class Killed(Exception):  # noqa: N818 - the tests read better so
     """The controller's death, for tests."""
 
 

@@ -1,0 +1,96 @@
+"""Who asks, what they may, and how a refusal looks: `{"error": {"code", "message", "hint"}}`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+
+from outrider_cloud.fleet.registry import access
+from outrider_cloud.fleet.registry.access import Role
+from outrider_cloud.fleet.web.state import Services
+from outrider_shared.errors import (
+    ConfigError,
+    ConflictError,
+    DeadlineError,
+    InputError,
+    OutriderError,
+    RefusedError,
+    StorageError,
+    UnavailableError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_STATUS: tuple[tuple[type[OutriderError], int], ...] = (
+    (RefusedError, 403), (ConflictError, 409), (ConfigError, 400), (InputError, 400), (UnavailableError, 503),
+    (DeadlineError, 504), (StorageError, 503),
+)  # fmt: skip
+
+
+class UnknownTokenError(RefusedError):
+    """The request has no token, or one that nobody has."""
+
+
+def services(request: Request) -> Services:
+    """What the app was made with."""
+    found: Services = request.app.state.services
+    return found
+
+
+def _caller(role: Role) -> Callable[[Request, Services], str]:
+    def check(request: Request, found: Annotated[Services, Depends(services)]) -> str:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise UnknownTokenError("this needs a token", hint="send `Authorization: Bearer TOKEN`")
+        database = found.controller.database
+        with database.transaction() as connection:
+            known = access.who(connection, token.strip())
+            if known is None:
+                access.note(connection, "unknown", "access.refused", request.url.path, reason="unknown token")
+        if known is None:
+            raise UnknownTokenError("nobody has this token, or it is past its date", hint="ask an approver for one")
+        name, has = known
+        if not has.allows(role):
+            with database.transaction() as connection:
+                access.note(connection, name, "access.refused", request.url.path, has=has.value, needs=role.value)
+            raise RefusedError(f"{name} is {has}; this needs {role}", hint="ask an approver")
+        return name
+
+    return check
+
+
+Viewer = Annotated[str, Depends(_caller(Role.VIEWER))]
+Operator = Annotated[str, Depends(_caller(Role.OPERATOR))]
+Approver = Annotated[str, Depends(_caller(Role.APPROVER))]
+Found = Annotated[Services, Depends(services)]
+
+
+def install(app: FastAPI) -> None:
+    """Turn our errors and bad requests into answers."""
+
+    def refused(_request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, OutriderError), "registered for those"
+        status = 401 if isinstance(error, UnknownTokenError) else _status(error)
+        return _answer(status, error.code, error.message, error.hint)
+
+    def malformed(_request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError), "registered for those"
+        told = "; ".join(f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()[:5])
+        return _answer(422, "bad_request", told, "see /docs")
+
+    app.add_exception_handler(OutriderError, refused)
+    app.add_exception_handler(RequestValidationError, malformed)
+
+
+def _status(error: OutriderError) -> int:
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+
+
+def _answer(status: int, code: str, message: str, hint: str) -> JSONResponse:
+    body: dict[str, Any] = {"error": {"code": code, "message": message, "hint": hint}}
+    headers = {"www-authenticate": "Bearer"} if status == 401 else None
+    return JSONResponse(body, status, headers)
