@@ -1,0 +1,179 @@
+"""The daemon as an operator meets it: who may ask, bad input, swaps, restarts, an orderly end."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import signal
+import socket
+import threading
+import time
+from urllib.parse import urlsplit
+
+import pytest
+
+from outrider_edge.device import bundled_pack
+from support.daemon import CHAT, cloud, daemon
+
+ASK = {"messages": CHAT, "temperature": 0, "max_tokens": 8}
+
+
+def call(device, method="POST", path="/v1/chat/completions", body=ASK, timeout=120, **headers):
+    """Status and JSON of one request."""
+    place = urlsplit(device.address)
+    connection = http.client.HTTPConnection(place.hostname, place.port, timeout=timeout)
+    data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+    connection.request(method, path, data, {"content-type": "application/json", **headers})
+    answer = connection.getresponse()
+    text = answer.read()
+    connection.close()
+    return answer.status, json.loads(text) if text else None
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [({"Host": "evil.example"}, "host_not_allowed"), ({"Host": "evil.example:80"}, "host_not_allowed"),
+     ({"Origin": "https://evil.example"}, "origin_not_allowed"), ({"Origin": "null"}, "origin_not_allowed")],
+)  # fmt: skip
+def test_pages_of_the_web_get_nothing(device, headers, code):
+    """DNS rebinding and cross-site requests are refused before anything is read."""
+    status, body = call(device, **headers)
+    assert (status, body["error"]["code"]) == (403, code)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"null", b'{"messages": 1}', b"\xff\xfe", b"[" * 100_000, b'{"temperature": NaN}',
+     b'{"messages":[{"role":"user","content":"x"}],"max_tokens":1e999}'],
+)  # fmt: skip
+def test_malformed_bodies_are_the_callers_fault(device, body):
+    """Whatever is sent: a 400 with a sentence."""
+    status, answer = call(device, body=body)
+    assert status == 400
+    assert answer["error"]["message"]
+
+
+def test_huge_bodies_are_refused_unread(device):
+    """By their length when they tell it, and as soon as they are over when they do not."""
+    assert call(device, body=b"{", **{"Content-Length": str(1 << 40)})[0] == 413
+    place = urlsplit(device.address)
+    with socket.create_connection((place.hostname, place.port), timeout=60) as raw:
+        raw.sendall(
+            f"POST /v1/completions HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\n"
+            "Transfer-Encoding: chunked\r\n\r\n".encode()
+        )
+        chunk = b"%x\r\n" % 65536 + b"a" * 65536 + b"\r\n"
+        answer = b""
+        try:
+            for _ in range(100):
+                raw.sendall(chunk)
+        except OSError:
+            pass
+        try:
+            answer = raw.recv(65536)
+        except OSError:
+            pytest.skip("the connection was reset before the answer was read")
+    assert b" 413 " in answer.splitlines()[0]
+
+
+def test_slow_reader_does_not_hold_the_cloud(device):
+    """A client that reads nothing: its session ends all the same, and the answer waits for it."""
+    place = urlsplit(device.address)
+    body = json.dumps({**ASK, "stream": True, "max_tokens": 60, "ignore_eos": True}).encode()
+    with socket.create_connection((place.hostname, place.port), timeout=60) as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        raw.sendall(
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+            + body
+        )
+        time.sleep(3)
+        received = b""
+        while part := raw.recv(4096):
+            received += part
+    assert b"data: [DONE]" in received
+
+
+def test_swap_and_drain(tmp_path, verifier):
+    """SIGHUP puts a new pack in place while answers run on; a broken pack is refused; SIGTERM finishes what is open."""
+    pack = tmp_path / "pack"
+    shutil.copytree(bundled_pack(), pack)
+    config = tmp_path / "edge.toml"
+    config.write_text(f'[draft]\npack = "{pack}"\n[serve]\ndrain_s = 60\n')
+    with daemon(tmp_path, verifier.address, "--config", str(config), "--api-key-file", str(_key(tmp_path))) as device:
+        key = {"Authorization": "Bearer secret"}
+        assert call(device)[0] == 401
+        before = call(device, **key)[1]["choices"][0]["message"]
+        (pack / "model.onnx").write_bytes(b"broken")
+        device.process.send_signal(signal.SIGHUP)
+        _until(lambda: "the pack was not swapped" in device.output)
+        assert call(device, **key)[1]["choices"][0]["message"] == before
+        config.write_text('[draft]\npack = "bundled"\n')
+        answers = []
+        asking = threading.Thread(target=lambda: answers.append(call(device, body={**ASK, "max_tokens": 60}, **key)))
+        asking.start()
+        device.process.send_signal(signal.SIGHUP)
+        _until(lambda: "pack swapped" in device.output)
+        asking.join()
+        assert answers[0][0] == 200
+        assert call(device, **key)[1]["choices"][0]["message"] == before
+        late = threading.Thread(target=lambda: answers.append(call(device, body={**ASK, "max_tokens": 60}, **key)))
+        late.start()
+        _until(lambda: call(device, "GET", "/outrider/status", None, **key)[1]["sessions"] > 0 or len(answers) > 1)
+        device.process.send_signal(signal.SIGTERM)
+        late.join()
+        assert answers[1][0] == 200
+        assert device.process.wait(60) == 0
+        assert "light" not in device.output.lower(), "prompts are not logged"
+
+
+def test_cloud_that_restarts_in_mid_answer_changes_nothing(tmp_path):
+    """The cloud is killed while an answer streams and comes back on its port: the text is what it would have been."""
+    body = {**ASK, "max_tokens": 100, "ignore_eos": True, "stream": True}
+    with (
+        cloud(tmp_path, "--exact", "--pace-step-ms", "40") as first,
+        daemon(tmp_path, first.address, "--offline", "wait") as device,
+    ):
+        text = _stream(device, body)
+        place = urlsplit(device.address)
+        connection = http.client.HTTPConnection(place.hostname, place.port, timeout=240)
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+        answer = connection.getresponse()
+        begun = [answer.readline() for _ in range(8)]
+        first.process.kill()
+        first.process.wait()
+        with cloud(tmp_path, "--exact", listen=first.address):
+            rest = answer.read()
+        connection.close()
+        assert _text(b"".join(begun) + rest) == text
+        assert b"[DONE]" in rest
+
+
+def _stream(device, body) -> str:
+    place = urlsplit(device.address)
+    connection = http.client.HTTPConnection(place.hostname, place.port, timeout=240)
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+    stream = connection.getresponse().read()
+    connection.close()
+    return _text(stream)
+
+
+def _text(stream: bytes) -> str:
+    lines = [line[6:] for line in stream.split(b"\n") if line.startswith(b"data: {")]
+    bodies = [json.loads(line) for line in lines]
+    assert not any("error" in body for body in bodies), bodies[-1]
+    return "".join(body["choices"][0]["delta"].get("content", "") for body in bodies if body["choices"])
+
+
+def _key(folder):
+    path = folder / "key"
+    path.write_text("secret\n")
+    return path
+
+
+def _until(condition, most_s: float = 60.0) -> None:
+    end = time.monotonic() + most_s
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)

@@ -1,0 +1,135 @@
+"""The playground in a real Chromium, against the real daemon. Screenshots are kept under build/screenshots."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+SHOTS = Path("build") / "screenshots"
+VIEWS = {"light": (1280, 860, "light"), "dark": (1280, 860, "dark"), "phone": (390, 844, "dark")}
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def open_page(browser, device):
+    """Opens the page in a view; what its console says against it fails the test."""
+    complaints, pages = [], []
+
+    def open_(view: str):
+        width, height, scheme = VIEWS[view]
+        page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+        page.on(
+            "console", lambda message: complaints.append(message.text) if message.type in {"error", "warning"} else None
+        )
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on(
+            "request",
+            lambda request: None if request.url.startswith(device.address) else complaints.append(request.url),
+        )
+        page.goto(device.address)
+        pages.append(page)
+        return page
+
+    yield open_
+    for page in pages:
+        page.close()
+    assert complaints == []
+
+
+def _shoot(page, name: str, *, whole: bool = False) -> None:
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SHOTS / f"{name}.png", full_page=whole)
+
+
+def _ask(page, words: str = "Turn off the kitchen light.") -> None:
+    page.fill("#words", words)
+    page.keyboard.press("Enter")
+    page.locator("#step:enabled").wait_for(timeout=120_000)
+
+
+@pytest.mark.parametrize("view", list(VIEWS))
+def test_answer_streams_in_with_its_colours_and_bill(open_page, view):
+    """Tokens by origin, as many as the timings say; the strip tells the bill; nothing from elsewhere, no complaint."""
+    page = open_page(view)
+    _ask(page)
+    assert page.locator(".assistant .t").count() > 5
+    accepted = page.locator(".assistant .t.accepted").count()
+    assert accepted > 0
+    told = dict(
+        zip(page.locator("#strip dt").all_inner_texts(), page.locator("#strip dd").all_inner_texts(), strict=True)
+    )
+    assert int(told["Drafts accepted"].split("/")[0]) in {accepted, accepted + 1}  # the end token is not shown
+    assert float(told["Tokens/cloud step"]) > 1
+    assert told["RTT"].endswith("ms")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    _shoot(page, view, whole=view == "phone")
+
+
+def test_token_tells_margin_and_alternatives_by_keyboard(open_page):
+    """Focus on a token opens its card; arrows walk on; Escape closes."""
+    page = open_page("light")
+    _ask(page)
+    page.locator(".assistant .t.accepted").first.focus()
+    card = page.locator("#tip")
+    assert "accepted draft" in card.inner_text()
+    assert re.search(r"draft margin \d", card.inner_text())
+    assert "log-probability" in card.inner_text()
+    _shoot(page, "card")
+    first = page.evaluate("document.activeElement.textContent")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.className").startswith("t ")
+    assert page.evaluate("document.activeElement !== null"), first
+    page.keyboard.press("Escape")
+    assert not card.is_visible()
+
+
+def test_replay_plays_the_speculation_step_by_step(open_page):
+    """The slider walks through messages; the tree is drawn; at the end the text is the answer's."""
+    page = open_page("dark")
+    _ask(page)
+    answer = "".join(page.locator(".assistant .t").all_inner_texts())
+    slider = page.locator("#step")
+    slider.focus()
+    page.keyboard.press("Home")
+    assert page.locator("#caption").inner_text().startswith("Step 1 of ")
+    assert page.locator("#tree svg g").count() > 1
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    _shoot(page, "replay")
+    assert page.locator("#caption").inner_text().startswith("Step 5 of ")
+    page.keyboard.press("End")
+    assert "".join(page.locator("#sofar span").all_inner_texts()) == answer
+
+
+def test_this_device_only_shows_as_unverified(open_page):
+    """Without the cloud's word, every token is marked, and a note says so."""
+    page = open_page("light")
+    page.locator("[name=local_only]").check()
+    _ask(page)
+    assert page.locator(".assistant .t.unverified").count() == page.locator(".assistant .t").count() > 0
+    assert "No target has confirmed" in page.locator(".assistant").inner_text()
+    _shoot(page, "unverified")
+
+
+def test_themes_switch_and_stay(open_page):
+    page = open_page("light")
+    page.click("#theme")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    page.reload()
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
