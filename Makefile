@@ -5,7 +5,7 @@
 #   TORCH_INDEX=URL   one more package index for torch, such as one with CPU-only builds
 
 ROOT := $(patsubst %/,%,$(dir $(lastword $(MAKEFILE_LIST))))
-VERBS := help setup demo test broker test-wheel lint format proto bench clean
+VERBS := help setup demo test broker browser test-wheel lint format proto bench clean
 .PHONY: $(VERBS)
 .DEFAULT_GOAL := help
 
@@ -32,7 +32,7 @@ setup: $(READY) ## make .venv with everything that the other verbs need
 demo: $(READY) ## answer smart-home requests with a cloud and an edge on this machine, against plain streaming
 	@$(BIN)/outrider demo $(ARGS)
 
-test: $(READY) broker ## run the whole test suite
+test: $(READY) broker browser ## run the whole test suite
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-wheel: $(READY) ## build the wheel and run the unit tests against it instead of the tree
@@ -56,6 +56,18 @@ broker:
 	      >/dev/null || echo 'test: mosquitto could not be installed; tests that need it will be skipped'; \
 	  else \
 	    echo 'test: no MQTT broker; tests that need it will be skipped (Debian, Ubuntu: sudo apt-get install mosquitto)'; \
+	  fi; \
+	fi
+
+# The playground's tests want a browser; likewise.
+browser:
+	@if ! command -v chromium >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo 'test: installing chromium with apt-get'; \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } \
+	      >/dev/null || echo 'test: chromium could not be installed; tests that need it will be skipped'; \
+	  else \
+	    echo 'test: no chromium; tests that need it will be skipped (Debian, Ubuntu: sudo apt-get install chromium)'; \
 	  fi; \
 	fi
 

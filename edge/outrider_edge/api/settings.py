@@ -132,7 +132,8 @@ def _convert(wanted: Any, value: Any) -> Any:
             raise TypeError
         return tuple(parts)
     if wanted is bool:
-        return value if isinstance(value, bool) else _WORDS[value.lower()] if value.lower() in _WORDS else _wrong()
+        word = value.lower() if isinstance(value, str) else None
+        return value if isinstance(value, bool) else _WORDS[word] if word in _WORDS else _wrong()
     if wanted in {int, float} and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         return wanted(value) if wanted is float or isinstance(value, (int, str)) else _wrong()
     if wanted is str and isinstance(value, str):
