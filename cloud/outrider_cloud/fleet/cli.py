@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,8 @@ import click
 from outrider_cloud.fleet import broker as mosquitto
 from outrider_cloud.fleet.artifacts.publish import publish, read_golden
 from outrider_cloud.fleet.home import FleetHome, Settings
+from outrider_cloud.fleet.operate import COMMANDS
+from outrider_cloud.fleet.serve import ServeConfig, serve
 from outrider_cloud.fleet.simulate.behaviour import Behaviour, Draft
 from outrider_cloud.fleet.simulate.run import Plan, simulate
 from outrider_shared.cli import TypedErrors
@@ -19,10 +23,10 @@ from outrider_shared.errors import ConfigError
 from outrider_shared.logs import configure_logs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
 
-_SETTINGS, _BEHAVIOUR, _PLAN = Settings(), Behaviour(), Plan()
+_SETTINGS, _BEHAVIOUR, _PLAN, _SERVE = Settings(), Behaviour(), Plan(), ServeConfig()
 
 
 @click.group(cls=TypedErrors)
@@ -74,6 +78,38 @@ def enrol(devices: tuple[str, ...], *, device_class: str, labels: tuple[str, ...
     home, marks = FleetHome(folder), dict(_pair(label) for label in labels)
     made = [str(home.enrol(device, device_class=device_class, labels=marks)) for device in devices]
     click.echo(json.dumps({"folders": made}) if as_json else "\n".join(made))
+
+
+for _command in COMMANDS:
+    fleet.add_command(_command)
+
+
+@fleet.command("serve")
+@click.option(
+    "--registry",
+    "dsn",
+    default="",
+    envvar="OUTRIDER_FLEET_REGISTRY",
+    help="DSN: sqlite:///FILE or postgresql://... [default: fleet.db in the folder]",
+)
+@click.option(
+    "--admin-host", default=_SERVE.admin_host, show_default=True, help="Address of page and API. No TLS there."
+)
+@click.option("--admin-port", type=int, default=_SERVE.admin_port, show_default=True, help="Its port.")
+@home_option
+def serve_command(*, dsn: str, admin_host: str, admin_port: int, folder: Path) -> None:
+    """Run the fleet service: controller, API and page, artifact server. Needs the broker."""
+    config = ServeConfig(dsn, admin_host, admin_port)
+    asyncio.run(_until_ended(serve(FleetHome(folder), config)))
+
+
+async def _until_ended(work: Coroutine[Any, Any, None]) -> None:
+    """SIGTERM and SIGINT end it in order."""
+    task = asyncio.ensure_future(work)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 @fleet.command()
