@@ -24,7 +24,8 @@ from outrider_edge.device import Device
 from outrider_edge.link.grpc_link import ClientTls
 from outrider_edge.session.events import Finished, GenerateRequest, SessionEvent, Tokens
 from outrider_shared import wire
-from outrider_shared.packing import pack_tokens, unpack_tokens
+from outrider_shared.coding import decode_tokens
+from outrider_shared.packing import pack_tokens
 from outrider_wire.v1 import verifier_pb2 as pb
 
 if TYPE_CHECKING:
@@ -78,7 +79,15 @@ class Relay:
 
     def _request(self, opening: pb.Open) -> GenerateRequest:
         return GenerateRequest(
-            prompt=tuple(unpack_tokens(opening.prompt, opening.prompt_length, opening.vocabulary_size)),
+            prompt=tuple(
+                decode_tokens(
+                    opening.prompt,
+                    opening.prompt_length,
+                    opening.vocabulary_size,
+                    opening.token_coding,
+                    opening.tokenizer_sha256.hex(),
+                )
+            ),
             max_tokens=opening.max_tokens,
             params=wire.sampling_from_wire(opening.sampling),
             stop=tuple(opening.stop_token_ids),
