@@ -11,7 +11,8 @@ Foreign errors (gRPC, ONNX Runtime, transformers, the file system) are wrapped w
     │   ├── DraftError           a draft tree that breaks its bounds or names an unknown parent
     │   ├── UnknownModelError    the service does not hold that model
     │   ├── MismatchError        tokenizer, vocabulary or protocol of the two sides differ
-    │   └── ConfigError          flags or files that do not fit together
+    │   ├── ConfigError          flags or files that do not fit together
+    │   └── CorpusError          (in the cloud's training room) a data file with a broken line
     ├── ProtocolError            the peer broke the wire contract
     │   └── SessionExistsError   a second stream was opened with an id that is in use
     ├── LimitError               a bound of the service was reached; try again later

@@ -20,10 +20,20 @@ class Batch:
         Tensor  # [rows, length] float32: 1 where the prediction OF this token counts, else 0 (padding, first tokens)
     )
 
+    top_ids: Tensor | None = None  # [chosen, k] int64: the target's likeliest tokens where `weight` is not 0, by row
+    top_logs: Tensor | None = None  # [chosen, k] float32: their log-probabilities
+
     @property
     def tokens(self) -> int:
         """Tokens that are computed, padding included."""
         return self.ids.numel()
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        if self.ids.device == device:
+            return self
+        parts = (self.ids, self.weight, self.top_ids, self.top_logs)
+        return Batch(*(None if part is None else part.to(device) for part in parts))  # type: ignore[arg-type]
 
 
 def plan(lengths: Sequence[int], tokens_per_batch: int, seed: int, window: int = 40) -> list[list[int]]:

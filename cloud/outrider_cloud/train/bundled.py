@@ -65,7 +65,7 @@ def target_stage(texts: Texts, tokenizer: Tokenizer, out: Path, config: FitConfi
         save_folder(model, tokenizer, out / "target-early", CONTEXT)
 
     course = make_course(texts, tokenizer, 8192, context_share)
-    model = make_model(TARGET, tokenizer, seed=1)
+    model = compiled(make_model(TARGET, tokenizer, seed=1))
     Fit(model, course, text_loss, config, out / "target-run", validate, export).run()
     save_folder(model, tokenizer, out / "target", CONTEXT)
 
@@ -79,7 +79,7 @@ def draft_stage(texts: Texts, tokenizer: Tokenizer, out: Path, config: FitConfig
         return agreement(target, draft, batches)
 
     course = make_course(texts, tokenizer, 4096, context_share)
-    model = make_model(DRAFT, tokenizer, seed=2)
+    model = compiled(make_model(DRAFT, tokenizer, seed=2))
     Fit(model, course, distil_loss(target), config, out / "draft-run", validate).run()
     save_folder(model, tokenizer, out / "draft", CONTEXT)
 

@@ -8,6 +8,7 @@ its content as
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ TEMPLATE = """\
 class Example:
     """A chat as tokens; `learn` is true where the token is the assistant's (its end included, its role token not)."""
 
-    ids: NDArray[np.uint16]  # [length]
+    ids: NDArray[np.unsignedinteger[Any]]  # [length]
     learn: NDArray[np.bool_]  # [length]
 
 

@@ -13,11 +13,15 @@ from typing import Any
 
 import zstandard
 
+from outrider_shared.errors import InputError
+
 HELD_OUT_SHARE = 1 / 48
 
 
-class CorpusError(ValueError):
+class CorpusError(InputError):
     """A data file is missing, cut off, or holds a line that is not what it should be."""
+
+    code = "invalid_data"
 
 
 @dataclass(frozen=True)

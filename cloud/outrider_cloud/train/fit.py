@@ -1,10 +1,15 @@
 """The training loop: any loss, any batches; checkpoints from which a run goes on exactly as if it had not stopped.
 
 Randomness is not used in here: the order of batches is a function of the step, and models have no dropout. So weights,
-optimizer state and step are the whole state of a run.
+optimizer state, step and what early stopping remembers are the whole state of a run.
+
+A step is one update from `micro_batches` batches, as if they were one: each counts by its learned tokens. Several
+processes (a `World`) share them out, so their number changes the result by no more than the order of sums.
 """
 
+import contextlib
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,12 +19,18 @@ from typing import Any, Protocol
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from outrider_cloud.train.batches import Batch
+from outrider_cloud.train.losses import computing
+from outrider_cloud.train.world import World
+from outrider_shared.errors import OutriderError
 
 
-class FitError(RuntimeError):
+class FitError(OutriderError):
     """The run cannot go on: a checkpoint that does not fit, or a loss that is not a number."""
+
+    code = "training"
 
 
 class BatchSource(Protocol):
@@ -30,9 +41,21 @@ class BatchSource(Protocol):
         ...
 
 
+OPTIMIZERS = ("muon", "adamw")
+
+
 @dataclass(frozen=True)
 class FitConfig:
-    """`steps` may be changed when resuming: the learning rate depends on it only in the final decay."""
+    """`steps` may be changed when resuming: the learning rate depends on it only in the final decay.
+
+    Attributes:
+        micro_batches: Batches of one step, shared out among the processes.
+        patience: Validations without a better `watch` after which the run ends, with the best weights; 0: never.
+        watch: Figure of validation that early stopping looks at; less is better.
+        bfloat16: Compute in bfloat16 (weights stay in float32).
+        optimizer: `muon` for the matrices inside the layers, or `adamw` for all. Muon orthogonalises its updates in
+            bfloat16, which turns a last bit's difference of a gradient into a thousandth of an update.
+    """
 
     steps: int
     muon_lr: float = 0.02  # hidden matrices; scaled inside Muon by sqrt(max(1, rows / columns))
@@ -44,10 +67,19 @@ class FitConfig:
     log_every: int = 20
     validate_every: int = 200
     checkpoint_every: int = 100
+    micro_batches: int = 1
+    patience: int = 0
+    watch: str = "valid"
+    bfloat16: bool = True
+    optimizer: str = "muon"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 <= self.decay_share <= 1:
             raise ValueError(f"steps {self.steps} and decay_share {self.decay_share} make no schedule")
+        if min(self.micro_batches, self.log_every, self.validate_every, self.checkpoint_every) < 1:
+            raise ValueError("micro_batches, log_every, validate_every and checkpoint_every must be at least 1")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer {self.optimizer!r} is none of {', '.join(OPTIMIZERS)}")
 
     def rate(self, step: int) -> float:
         """The learning rate's factor at a step, in [0, 1]."""
@@ -69,10 +101,23 @@ def make_optimizers(model: nn.Module, config: FitConfig) -> list[torch.optim.Opt
         inside = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
         (hidden if inside else rest).append(parameter)
     decay = config.weight_decay
+    if config.optimizer == "adamw":
+        return [torch.optim.AdamW([*hidden, *rest], lr=config.adam_lr, betas=(0.9, 0.95), weight_decay=decay)]
     return [
         torch.optim.Muon(hidden, lr=config.muon_lr, weight_decay=decay),
         torch.optim.AdamW(rest, lr=config.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
+
+
+class _Loss(nn.Module):
+    """The loss as a module's forward pass, which is where DistributedDataParallel listens."""
+
+    def __init__(self, model: nn.Module, loss_of: LossOf) -> None:
+        super().__init__()
+        self.model, self._loss_of = model, loss_of
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self._loss_of(self.model, batch)
 
 
 class Fit:
@@ -87,17 +132,28 @@ class Fit:
         folder: Path,
         validate: Validate | None = None,
         on_checkpoint: OnCheckpoint | None = None,
+        world: World | None = None,
     ) -> None:
-        self.model = model
+        self.world = world or World()
+        if config.micro_batches < self.world.size:
+            raise FitError(
+                f"{config.micro_batches} batches a step are too few for {self.world.size} processes",
+                hint="raise micro_batches; the tokens of a step are micro_batches x tokens_per_batch",
+            )
+        self.model = model.to(self.world.device)
         self.config = config
-        self._batches = batches
-        self._loss_of = loss_of
+        self.batches = batches
         self._validate = validate
         self._on_checkpoint = on_checkpoint
         self._folder = folder
         self._optimizers = make_optimizers(model, config)
         self._peaks = [[group["lr"] for group in o.param_groups] for o in self._optimizers]
+        self._loss: nn.Module = _Loss(model, loss_of)
+        if self.world.size > 1:
+            self._loss = DistributedDataParallel(self._loss)
         self.step = 0
+        self.stopped = False
+        self._best, self._worse = float("inf"), 0
 
     @property
     def checkpoint(self) -> Path:
@@ -108,52 +164,78 @@ class Fit:
         """Train to `stop_at` (default: the end). Raises FitError."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self.resume()
-        with _progress() as progress:
+        end = min(stop_at or self.config.steps, self.config.steps)
+        with _progress(shown=self.world.leads) as progress, computing(bfloat16=self.config.bfloat16):
             bar = progress.add_task("", total=self.config.steps, completed=self.step, note="")
             meter = Meter()
-            while self.step < min(stop_at or self.config.steps, self.config.steps):
-                batch = self._batches.batch(self.step)
-                meter.add(self.train_step(batch), batch.tokens)
+            while self.step < end and not self.stopped:
+                loss, tokens = self.train_step()
+                meter.add(loss, tokens)
                 self.step += 1
                 self._report(meter, progress, bar)
                 if self.step % self.config.checkpoint_every == 0:
                     self.save()
         self.save()
+        if self.stopped and self._best_weights.exists():
+            self.model.load_state_dict(torch.load(self._best_weights, weights_only=True))
 
-    def train_step(self, batch: Batch) -> float:
-        """One update; returns the loss before it."""
+    def train_step(self) -> tuple[float, int]:
+        """One update; returns the loss before it, and the tokens that were computed here."""
         self.model.train()
         for optimizer, peaks in zip(self._optimizers, self._peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * self.config.rate(self.step)
-        loss = self._loss_of(self.model, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss, tokens = self._backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         if not torch.isfinite(norm):
-            raise FitError(f"step {self.step}: loss {float(loss.detach())}, gradient {float(norm)}")
+            raise FitError(
+                f"step {self.step}: loss {loss}, gradient {float(norm)}",
+                hint="lower the learning rates, or look at the data of this step",
+            )
         for optimizer in self._optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return float(loss.detach())
+        return loss, tokens
+
+    def _backward(self) -> tuple[float, int]:
+        world, count = self.world, self.config.micro_batches
+        first = self.step * count
+        mine = [self.batches.batch(first + i).to(world.device) for i in range(world.rank, count, world.size)]
+        weights = [float(batch.weight[:, 1:].sum()) for batch in mine]
+        whole = world.total(sum(weights))
+        total = 0.0
+        for index, (batch, weight) in enumerate(zip(mine, weights, strict=True)):
+            share = weight / whole
+            # Gradients are averaged over the processes when the last batch has been through.
+            last = index == len(mine) - 1
+            quiet = contextlib.nullcontext() if world.size == 1 or last else self._loss.no_sync()  # type: ignore[operator]
+            with quiet:
+                loss = self._loss(batch)
+                (loss if share == 1 and world.size == 1 else loss * (share * world.size)).backward()
+            total += float(loss.detach()) * share
+        return world.total(total), sum(batch.tokens for batch in mine)
 
     def save(self) -> None:
         """Write the checkpoint, never leaving half a file in its place."""
-        state = {
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "optimizers": [o.state_dict() for o in self._optimizers],
-        }
-        part = self.checkpoint.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(self.checkpoint)
-        if self._on_checkpoint is not None:
-            self._on_checkpoint(self.model, self.step)
+        if self.world.leads:
+            state = {
+                "step": self.step,
+                "model": self.model.state_dict(),
+                "optimizers": [o.state_dict() for o in self._optimizers],
+                "best": self._best,
+                "worse": self._worse,
+                "stopped": self.stopped,
+            }
+            _write(state, self.checkpoint)
+            if self._on_checkpoint is not None:
+                self._on_checkpoint(self.model, self.step)
+        self.world.wait()
 
     def resume(self) -> None:
         """Load the checkpoint if there is one. Raises FitError if it belongs to another model."""
         if not self.checkpoint.exists():
             return
-        state: dict[str, Any] = torch.load(self.checkpoint, weights_only=True)
+        state: dict[str, Any] = torch.load(self.checkpoint, weights_only=True, map_location=self.world.device)
         try:
             self.model.load_state_dict(state["model"])
             for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
@@ -161,6 +243,28 @@ class Fit:
         except (RuntimeError, ValueError, KeyError) as error:
             raise FitError(f"{self.checkpoint} does not fit this model: {error}") from error
         self.step = state["step"]
+        self._best, self._worse = state.get("best", float("inf")), state.get("worse", 0)
+        self.stopped = state.get("stopped", False)
+
+    @property
+    def _best_weights(self) -> Path:
+        return self._folder / "best.pt"
+
+    def _judge(self, figures: dict[str, float]) -> None:
+        """Remember the best validation, and end the run when none was better for too long."""
+        if not self.config.patience:
+            return
+        if self.config.watch not in figures:
+            raise FitError(f"early stopping watches {self.config.watch!r}, validation tells {', '.join(figures)}")
+        value = self.world.agreed(figures[self.config.watch])
+        if value < self._best:
+            self._best, self._worse = value, 0
+            if self.world.leads:
+                _write(self.model.state_dict(), self._best_weights)
+            self.world.wait()
+        else:
+            self._worse += 1
+            self.stopped = self._worse >= self.config.patience
 
     def _report(self, meter: "Meter", progress: Progress, bar: Any) -> None:
         last = self.step == self.config.steps
@@ -169,13 +273,15 @@ class Fit:
             figures |= meter.take()
         if self._validate is not None and (self.step % self.config.validate_every == 0 or last):
             self.model.eval()
-            figures |= self._validate(self.model)
+            told = self._validate(self.model)
+            figures |= told
+            self._judge(told)
             meter.restart()
-        if figures:
+        if figures and self.world.leads:
             note = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
             progress.update(bar, note=note)
             with (self._folder / "log.jsonl").open("a") as log:
-                log.write(json.dumps({"step": self.step, **{k: round(v, 5) for k, v in figures.items()}}) + "\n")
+                log.write(json.dumps({"step": self.step, **{k: round(v, 7) for k, v in figures.items()}}) + "\n")
         progress.update(bar, completed=self.step)
 
 
@@ -202,11 +308,20 @@ class Meter:
         return figures
 
 
-def _progress() -> Progress:
+def _write(state: dict[str, Any], path: Path) -> None:
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _progress(*, shown: bool) -> Progress:
     columns = (
         TextColumn("{task.completed}/{task.total}"),
         BarColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    return Progress(*columns, refresh_per_second=1)
+    return Progress(*columns, refresh_per_second=1, disable=not shown)

@@ -81,7 +81,7 @@ def make_model(shape: Shape, tokenizer: Tokenizer, seed: int) -> LlamaForCausalL
         eos_token_id=tokenizer.token_to_id(END),
         pad_token_id=tokenizer.token_to_id(PAD),
     )
-    return compiled(LlamaForCausalLM(config))
+    return LlamaForCausalLM(config)
 
 
 def compiled(model: LlamaForCausalLM) -> LlamaForCausalLM:

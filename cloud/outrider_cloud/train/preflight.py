@@ -1,0 +1,99 @@
+"""What would go wrong after hours, told before the first step: disk, target, tokenizer, what a pack cannot hold."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from outrider_cloud.model import conformance, gate
+from outrider_shared.errors import ConfigError, MismatchError, ModelError
+from outrider_shared.packs import tokenizer_fingerprint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from outrider_cloud.train.distillation import DistilConfig
+
+# Model types that `outrider pack` is known to export.
+EXPORTED = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
+_CHECKPOINTS = 2 * 3  # one there, one being written; each with weights and two moments
+_SPARE_BYTES = 64 << 20
+
+
+def check_target(folder: Path) -> Any:
+    """The configuration of a target that the cloud can serve. Raises ConfigError, ModelError."""
+    for needed in ("config.json", "tokenizer.json"):
+        if not (folder / needed).is_file():
+            raise ConfigError(f"{folder} has no {needed}", hint="--target takes a Hugging Face model folder")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except Exception as error:
+        raise ModelError(f"{folder} cannot be read: {error}") from error
+    gate.check(config)
+    conformance.check(config)
+    size = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
+    if size > config.get_text_config().vocab_size:
+        raise MismatchError(
+            f"{folder}: the tokenizer has {size} tokens, the model {config.get_text_config().vocab_size}",
+            hint="tokenizer.json belongs to another model",
+        )
+    return config
+
+
+def check_new_target(config: Any) -> None:
+    """A configuration to be trained from scratch: the cloud must be able to serve the result. Raises ModelError."""
+    gate.check(config)
+    conformance.check(config)
+
+
+def check_student(folder: Path, target: Path) -> None:
+    """A draft folder to go on from speaks the target's tokens. Raises ConfigError, MismatchError."""
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"no model folder at {folder}", hint="init is prune, scratch, or a Hugging Face folder")
+    theirs = target / "tokenizer.json"
+    ours = folder / "tokenizer.json"
+    if not ours.is_file() or tokenizer_fingerprint(ours.read_bytes()) != tokenizer_fingerprint(theirs.read_bytes()):
+        raise MismatchError(
+            f"the tokenizer of {folder} is not that of {target}",
+            hint="a draft must speak the target's tokens: start from scratch, or by pruning the target",
+        )
+
+
+def check_export(model_type: str) -> None:
+    """A pack can be made of such a draft. Raises ModelError."""
+    if model_type not in EXPORTED:
+        raise ModelError(
+            f"a draft of type {model_type} cannot be made into a pack",
+            hint=f"start from scratch (a Llama); packs hold {', '.join(sorted(EXPORTED))}",
+        )
+
+
+def count_parameters(config: Any) -> int:
+    """Weights of a model, without making it."""
+    import torch  # noqa: PLC0415 - beside the function that needs it
+
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+
+
+def distillation_bytes(config: DistilConfig, longest: int, vocabulary: int) -> int:
+    """Most bytes of stored texts: the target's and those of each round, every position learned."""
+    token = (2 if vocabulary <= 1 << 16 else 4) + 1
+    per_text = longest * token + longest * config.top_k * (token + 1)
+    rounds = config.rounds if max(config.on_policy) > 0 else 0
+    return int(config.prompts * per_text * (1 + rounds / max(1, config.reuse)))
+
+
+def check_disk(folder: Path, wanted: int, parameters: int) -> None:
+    """There is room for texts, checkpoints and the model itself. Raises ConfigError."""
+    wanted += parameters * 4 * (_CHECKPOINTS + 2) + _SPARE_BYTES
+    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    free = shutil.disk_usage(existing).free
+    if free < wanted:
+        raise ConfigError(
+            f"{existing} has {free / 1e9:.2f} GB free, the run needs up to {wanted / 1e9:.2f} GB",
+            hint="give --work on a larger disk, or fewer or shorter texts",
+        )

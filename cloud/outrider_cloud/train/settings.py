@@ -1,0 +1,171 @@
+"""Recipes: one TOML file says how a model is made; flags override it. Unknown keys are refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+from outrider_cloud.train.distillation import DistilConfig
+from outrider_cloud.train.fit import FitConfig
+from outrider_cloud.train.prune import Keep
+from outrider_shared.errors import ConfigError
+
+Made = TypeVar("Made")
+INITS = ("prune", "scratch")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where texts come from.
+
+    Attributes:
+        source: `files` (.jsonl and .txt), `smart-home` (the bundled pair's), or `nothing`: the target's samples alone.
+        longest: Longest text, in tokens.
+        prompt_tokens: Of a plain text without chat turns, what a model is given to continue.
+        context_share: Of tokens that are not the assistant's, how many are learned.
+        passes: Of texts that differ from pass to pass, how many are prepared.
+    """
+
+    source: str = "files"
+    longest: int = 448
+    prompt_tokens: int = 32
+    context_share: float = 0.1
+    passes: int = 1
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """What the draft is made from: a pruned target (`keep`), a fresh Llama (`shape`), or a model folder.
+
+    Attributes:
+        init: `prune`, `scratch`, or the path of a folder.
+        keep: Of the target, for `prune`.
+        shape: Fields of a LlamaConfig, for `scratch`.
+        seed: Of fresh weights.
+    """
+
+    init: str = "prune"
+    keep: Keep = field(default_factory=lambda: Keep(layers=2))
+    shape: dict[str, Any] = field(default_factory=dict)
+    seed: int = 2
+
+
+@dataclass(frozen=True)
+class DraftRecipe:
+    """How a draft is made for a target."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    distil: DistilConfig = field(default_factory=DistilConfig)
+    fit: FitConfig = field(default_factory=lambda: FitConfig(2000, checkpoint_every=200, validate_every=200))
+    precision: str = "int8"
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class TargetRecipe:
+    """How a target is made from texts.
+
+    Attributes:
+        model: Fields of a Hugging Face configuration, `model_type` among them.
+        vocabulary: Size of a tokenizer to train on the texts; 0: `tokenizer` is given.
+        tokenizer: Path of a tokenizer.json, or a folder with one.
+        tokens_per_batch: Padding included.
+        seed: Of fresh weights.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: dict[str, Any] = field(default_factory=dict)
+    vocabulary: int = 4096
+    tokenizer: str = ""
+    tokens_per_batch: int = 8192
+    seed: int = 1
+    fit: FitConfig = field(default_factory=lambda: FitConfig(2000))
+
+
+def recipe_path(name: str) -> Path:
+    """A recipe's file: a path, or the name of one that ships with the package. Raises ConfigError."""
+    path = Path(name)
+    if path.suffix == ".toml":
+        return path
+    shipped = Path(str(files("outrider_cloud"))) / "train" / "recipes"
+    found = shipped / f"{name}.toml"
+    if not found.is_file():
+        known = ", ".join(sorted(each.stem for each in shipped.glob("*.toml")))
+        raise ConfigError(f"no recipe {name!r}", hint=f"a path that ends in .toml, or one of: {known}")
+    return found
+
+
+def read_recipe(kind: type[Made], name: str, overrides: dict[str, Any]) -> Made:
+    """Read a recipe (none for an empty name) and lay overrides, by dotted key, over it. Raises ConfigError."""
+    table: dict[str, Any] = {}
+    if name:
+        path = recipe_path(name)
+        try:
+            table = tomllib.loads(path.read_text("utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise ConfigError(f"{path} is no TOML: {error}") from error
+    for key, value in overrides.items():
+        *path_to, last = key.split(".")
+        inner = table
+        for part in path_to:
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{key}: {part} is no table of the recipe")
+        inner[last] = value
+    return _build(kind, table, "")
+
+
+def parse_set(texts: tuple[str, ...]) -> dict[str, Any]:
+    """Overrides of the form `fit.steps=200`; values are TOML, bare words are text. Raises ConfigError."""
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {text!r} has no '='", hint="such as --set fit.steps=200")
+        try:
+            found[key.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[key.strip()] = value
+    return found
+
+
+def _build(kind: type[Made], table: dict[str, Any], where: str) -> Made:
+    hints = typing.get_type_hints(kind)
+    known = {each.name for each in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(table) - known)
+    if unknown:
+        raise ConfigError(f"the recipe has no {where}{unknown[0]}", hint=f"known: {', '.join(sorted(known))}")
+    values = {key: _value(hints[key], value, f"{where}{key}") for key, value in table.items()}
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where or 'the recipe'}: {error}") from error
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where} is {value!r}", hint="it must be a table")
+        return _build(hint, value, f"{where}.")
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        if not isinstance(value, list) or not all(isinstance(each, (int, float)) for each in value):
+            raise ConfigError(f"{where} is {value!r}", hint="it must be a list of numbers")
+        return tuple(float(each) for each in value)
+    plain = dict if origin is dict else hint
+    if plain is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(plain, (type, types.UnionType)) and (
+        not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool)
+    ):
+        raise ConfigError(f"{where} is {value!r}", hint=f"it must be of type {getattr(plain, '__name__', plain)}")
+    return value
