@@ -4,8 +4,8 @@ The conductor (`loop`) never waits for any of it: what happens on the line is pu
 
 Rules:
     * One stream at a time. Each begins with `Connected`, and ends with `Broken` if it was not ended here.
-    * Silence is no fault: after `probe_s` without a message the cloud is pinged, and it answers from its event loop,
-      whatever its engine does. Only `dead_s` without any message breaks the stream.
+    * The cloud is pinged all the time, and answers from its event loop, whatever its engine does: that tells the round
+      trip, and a busy cloud from a dead one. Only `dead_s` without any message breaks the stream.
     * Waits between tries are jittered and grow, until a commit comes.
 """
 
@@ -33,14 +33,14 @@ _TICK_S = 0.001
 
 @dataclass(frozen=True, slots=True)
 class Liveness:
-    """When a silent cloud is asked, and when it counts as dead.
+    """How often the cloud is asked for a sign of life, and when it counts as dead.
 
     Attributes:
-        probe_s: Silence before a ping, and between pings.
+        probe_s: Between pings.
         dead_s: Silence that breaks the stream. Well above what a retransmission over a bad radio takes.
     """
 
-    probe_s: float = 1.0
+    probe_s: float = 0.4
     dead_s: float = 4.0
 
     def __post_init__(self) -> None:
@@ -78,7 +78,7 @@ class Line:
     Attributes:
         inbox: What happened, oldest first, each with its time (loop clock, seconds).
         heard_at: When the cloud was last heard of (any message but an error); the start at first.
-        ping_s: Round trip of the latest ping; None before the first.
+        pings: Round trips of pings, seconds, oldest first; the conductor takes them.
     """
 
     def __init__(self, connector: Connector, backoff: Backoff, liveness: Liveness, totals: Totals) -> None:
@@ -86,15 +86,15 @@ class Line:
         self.inbox: deque[tuple[float, Item]] = deque()
         self.heard_at = 0.0
         self._totals = totals
-        self.ping_s: float | None = None
+        self.pings: deque[float] = deque(maxlen=8)
         self._arrived = asyncio.Event()
         self._outbox: asyncio.Queue[pb.DecodeRequest | None] = asyncio.Queue()
+        self._asked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._receiver: asyncio.Task[None] | None = None
         self._progress = self._closing = False
         self._pinged_at: dict[int, float] = {}
         self._pings = 0
-        self._spoken = False
 
     @property
     def failure(self) -> BaseException | None:
@@ -111,9 +111,10 @@ class Line:
 
     def send(self, message: pb.DecodeRequest) -> None:
         """Queue a message for the stream at hand; without one it is lost, as on a wire."""
-        self._spoken = True
         self._totals.uplink_bytes += message.ByteSize() + FRAME_BYTES
         self._outbox.put_nowait(message)
+        if message.HasField("open"):
+            self._asked.set()
 
     async def wait(self, timeout_s: float | None = None) -> None:
         """Until something is in the inbox, or `timeout_s` has passed."""
@@ -158,7 +159,7 @@ class Line:
 
     async def _stream(self, link: Link) -> None:
         """One stream, to its end."""
-        self._outbox, self._spoken = asyncio.Queue(), False
+        self._outbox, self._asked = asyncio.Queue(), asyncio.Event()
         self._put(Connected(link.peer))
         self._receiver = asyncio.ensure_future(self._receive(link))
         tasks = [self._receiver, asyncio.ensure_future(self._transmit(link)), asyncio.ensure_future(self._watch(link))]
@@ -190,7 +191,8 @@ class Line:
                     first = False
             if kind == "pong":
                 sent = self._pinged_at.pop(message.pong.number, None)
-                self.ping_s = self.ping_s if sent is None else clock() - sent
+                if sent is not None:
+                    self.pings.append(clock() - sent)
                 self._arrived.set()
             else:
                 self._progress = self._progress or kind == "commit"
@@ -208,7 +210,9 @@ class Line:
             return
 
     async def _watch(self, link: Link) -> None:
-        """Ask a silent cloud, and give up on a dead one."""
+        """Ask for signs of life, and give up on a dead cloud."""
+        # The first message is the session's own; it comes late on a busy device.
+        await self._asked.wait()
         clock = asyncio.get_running_loop().time
         opened_at, limits = clock(), self._liveness
         while True:
@@ -216,14 +220,10 @@ class Line:
             silent_s = clock() - heard_at
             if silent_s >= limits.dead_s:
                 raise UnavailableError(f"nothing was heard of {link.peer} for {silent_s:.1f} s")
-            if silent_s >= limits.probe_s:
-                self._ping(clock())
-            until_s = limits.probe_s - silent_s if silent_s < limits.probe_s else limits.probe_s
-            await asyncio.sleep(max(_TICK_S, min(until_s, limits.dead_s - silent_s)))
+            self._ping(clock())
+            await asyncio.sleep(max(_TICK_S, min(limits.probe_s, limits.dead_s - silent_s)))
 
     def _ping(self, now: float) -> None:
-        if not self._spoken:
-            return  # the first message is the session's own; it comes late on a busy device
         self._pings += 1
         self._pinged_at = {number: at for number, at in self._pinged_at.items() if now - at < self._liveness.dead_s}
         self._pinged_at[self._pings] = now

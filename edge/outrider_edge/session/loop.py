@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
+from outrider_edge.session.control import Control
 from outrider_edge.session.events import (
     Drafted,
     DraftedNode,
@@ -78,6 +79,7 @@ class SessionLoop:
         self._drafter, self._runner = drafter, runner
         self._offline, self._alone = offline, alone
         self._logs = logs
+        self._control = Control(state.policy)
         self._peer = ""
         self._prefix: Prefix | None = None
         self._connected = self._away = False
@@ -106,6 +108,7 @@ class SessionLoop:
                     yield event
                 while self._trace:
                     yield self._trace.popleft()
+                self._steer()
                 drafting = self._drafter is not None and not self._alone and not self._away
                 action = plan(state, connected=self._connected, drafting=drafting, unsent_s=self._unsent_s())
                 if action is Action.DONE:
@@ -138,8 +141,15 @@ class SessionLoop:
         guess, taken_s = await self._runner.propose(drafter, state.path(), state.request.params, state.policy.width)
         state.totals.draft_s += taken_s
         state.totals.draft_steps += 1
+        self._control.note_pass(taken_s)
         state.grow(guess)
         await asyncio.sleep(0)
+
+    def _steer(self) -> None:
+        """Draft as far as the link, as it is now, makes worthwhile."""
+        while self._line.pings:
+            self._control.note_ping(self._line.pings.popleft())
+        self._state.policy = self._control.policy()
 
     async def _draft_alone(self) -> list[SessionEvent]:
         state, drafter, alone = self._state, self._drafter, self._alone

@@ -22,14 +22,16 @@ class DraftPolicy:
         sibling_survival: A sibling is sent if it is committed with at least this probability.
         bursts_ahead: Bursts drafted beyond the one in flight, while the network and the cloud are busy.
         coalesce_s: Nodes wait at most this long for the rest of their burst.
+        adaptive: The above are for a cloud next door and follow the link from there (`control`); False keeps them.
     """
 
     depth: int = 8
     width: int = 2
-    stop_survival: float = 0.3
+    stop_survival: float = 0.1
     sibling_survival: float = 0.12
-    bursts_ahead: int = 1
+    bursts_ahead: int = 2
     coalesce_s: float = 0.004
+    adaptive: bool = True
 
     def __post_init__(self) -> None:
         if self.depth < 1 or self.width < 1 or self.bursts_ahead < 0:

@@ -1,0 +1,71 @@
+"""Draft parameters that follow the link: what a device does while a round trip passes is free, what goes beyond is not.
+
+While `rtt_s / pass_s` passes fit into a round trip, nodes drafted meanwhile cost nothing but bytes: there it pays to go
+deep, and to let nodes wait for company in one message. Beside the cloud each pass delays the verification of those
+before it: there bursts are short and leave early.
+
+Both are measured all the time: the round trip by pings that the cloud's event loop answers (twice a second and more),
+the pass by what the drafter took. Numbers behind the bounds: docs/decisions, "Draft length follows the link".
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from outrider_edge.session.policy import DraftPolicy
+
+# New figures against old ones: two pings, or a few passes, move an estimate most of the way.
+_RTT_WEIGHT, _PASS_WEIGHT = 0.8, 0.2
+# Where passes are free, bursts are this much deeper.
+_DEEPER = 2.0
+# Where they are not: a burst takes no longer than this, and is no shorter than so many nodes.
+_BURST_S, _LEAST = 0.03, 2.0
+# Part of a round trip that nodes wait for company, and the most.
+_COALESCE_SHARE, _COALESCE_MOST_S = 0.2, 0.012
+
+
+class Control:
+    """Steers one session's policy.
+
+    Args:
+        policy: For a cloud next door, and whether it may be changed at all (`adaptive`).
+
+    Attributes:
+        rtt_s: Smoothed round trip; None before the first ping came back.
+        jitter_s: Smoothed difference of round trips from it.
+        pass_s: Smoothed time of a draft pass; None before the second (the first reads the prompt).
+    """
+
+    def __init__(self, policy: DraftPolicy) -> None:
+        self._base = policy
+        self.rtt_s: float | None = None
+        self.jitter_s = 0.0
+        self.pass_s: float | None = None
+        self._passes = 0
+
+    def note_ping(self, rtt_s: float) -> None:
+        """A ping came back after that long."""
+        if self.rtt_s is None:
+            self.rtt_s = rtt_s
+            return
+        self.jitter_s += _RTT_WEIGHT * (abs(rtt_s - self.rtt_s) - self.jitter_s)
+        self.rtt_s += _RTT_WEIGHT * (rtt_s - self.rtt_s)
+
+    def note_pass(self, taken_s: float) -> None:
+        """A draft pass took that long."""
+        self._passes += 1
+        if self._passes > 1:
+            self.pass_s = taken_s if self.pass_s is None else self.pass_s + _PASS_WEIGHT * (taken_s - self.pass_s)
+
+    def policy(self) -> DraftPolicy:
+        """The policy for the link and the drafter as they are now."""
+        base = self._base
+        if not base.adaptive or self.rtt_s is None or self.pass_s is None:
+            return base
+        pass_s = max(self.pass_s, 1e-6)
+        near = min(base.depth, max(_LEAST, _BURST_S / pass_s))
+        depth = min(_DEEPER * base.depth, max(near, self.rtt_s / pass_s))
+        coalesce_s = max(base.coalesce_s, min(_COALESCE_MOST_S, _COALESCE_SHARE * self.rtt_s))
+        return replace(base, depth=round(depth), coalesce_s=coalesce_s)
