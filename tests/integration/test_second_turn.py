@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 
 import pytest
 
@@ -41,6 +42,24 @@ def test_second_turn_costs_bytes_for_the_new_turn_alone(tiny):
                 assert second == fresh
                 assert finished.totals.prompt_bytes < whole.totals.prompt_bytes
             assert costs[40] == costs[70]
+
+    asyncio.run(run())
+
+
+def test_penalties_and_lengths_of_a_second_turn_count_from_where_its_answer_begins(tiny):
+    """What the cloud knew of the prompt is prompt: the same tokens as with all of it sent."""
+
+    async def run():
+        params = SamplingParams(0.8, seed=3, presence_penalty=1.5, frequency_penalty=1.0, repetition_penalty=1.3)
+        async with serving(tiny) as (address, _), GrpcConnector(address) as connector:
+            device = client(tiny, connector, lambda: RandomDrafter(1, 97))
+            first, _ = await collect(device, turn(FIRST))
+            asked = dataclasses.replace(turn([*FIRST, *first, 5], 24), params=params, min_tokens=24)
+            second, finished = await collect(device, asked)
+            whole, _ = await collect(client(tiny, connector), asked)
+            assert finished.totals.prompt_reused == len(FIRST) + len(first)
+            assert second == whole
+            assert second != (await collect(device, turn([*FIRST, *first, 5], 24)))[0]
 
     asyncio.run(run())
 

@@ -41,7 +41,9 @@ class KvMemory:
             if needed > self.pool.free and any(s.state is State.RUNNING for s in sessions):
                 return
             session.adopt_prefix(self.pool)
-            session.usage.cached_tokens += session.computed
+            if not session.usage.preemptions:
+                # Later it finds what it computed itself.
+                session.usage.cached_tokens = min(session.computed, len(session.request.prompt))
             session.state = State.RUNNING
 
     def reserve(self, works: Sequence[Work], sessions: Collection[Session]) -> list[Work]:

@@ -1,8 +1,7 @@
 """Which changes the rows of a step get before a token is chosen: each row's own path decides, drafted tokens included.
 
 Sessions that ask for none cost one look at a flag. It is called once the model's forward is on its way: where that runs
-on a device of its own, grammar masks are made meanwhile. (A thread beside a forward on the CPU only waits for the
-interpreter's lock.)
+on a device of its own, grammar masks are made meanwhile.
 """
 
 from __future__ import annotations

@@ -29,12 +29,9 @@ def pass_times(
     taken: list[dict[int, list[float]]] = [{count: [] for count in rows} for _ in runtimes]
     for repeat in range(_WARM_UP + repeats):
         for runtime, times in zip(runtimes, taken, strict=True):
-            runtime.rewind(runtime.length - _pass(runtime, 1))  # brings the model back into the processor's caches
+            _timed(runtime, 1)  # brings the model back into the processor's caches
             for count in rows:
-                started = time.perf_counter()
-                _pass(runtime, count)
-                elapsed = time.perf_counter() - started
-                runtime.rewind(runtime.length - count)
+                elapsed = _timed(runtime, count)
                 if repeat >= _WARM_UP:
                     times[count].append(elapsed)
     return [{count: sorted(each)[len(each) // _QUARTER] for count, each in times.items()} for times in taken]
@@ -49,9 +46,14 @@ def seconds_for(rows: float, times: dict[int, float]) -> float:
     return float(np.interp(rows, counts, [times[count] for count in counts]))
 
 
-def _pass(runtime: DraftRuntime, count: int) -> int:
+def _timed(runtime: DraftRuntime, count: int) -> float:
+    """Seconds of one pass, after which the runtime holds what it held before."""
+    held = runtime.length
+    started = time.perf_counter()
     runtime.forward(range(1, count + 1), rows=(count - 1,))
-    return count
+    elapsed = time.perf_counter() - started
+    runtime.rewind(held)
+    return elapsed
 
 
 def _filled(model: DraftModel, context: int, rows: int) -> DraftRuntime:

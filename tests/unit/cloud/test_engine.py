@@ -553,6 +553,23 @@ def test_a_parked_session_gives_its_memory_to_running_ones_and_still_comes_back(
     usage = rig.commits(parked)[-1].usage
     assert usage is not None
     assert usage.preemptions == 1
+    assert usage.cached_tokens == 0
+
+
+def test_what_a_preempted_session_finds_again_of_its_own_is_no_cached_prompt(endless: LoadedModel, tiny_folder: Path):
+    """The blocks survive the preemption and are adopted again; the prompt was computed here all the same."""
+    prompt = PROMPTS[5]
+    rig = Rig(endless, block_size=4)
+    rig.open(prompt[:9], 1)
+    rig.run()
+    session_id = rig.open(prompt, 8, WARM)
+    for _ in range(3):
+        rig.step()
+    session = rig.engine.sessions[session_id]
+    rig.engine.kv._preempt(session)
+    rig.run()
+    assert rig.tokens(session_id) == list(plain(tiny_folder, prompt, 8, WARM))
+    assert (session.usage.preemptions, session.usage.cached_tokens) == (1, 8)
 
 
 def test_a_known_prefix_is_not_computed_again_and_changes_no_token(endless: LoadedModel, tiny_folder: Path):

@@ -10,8 +10,10 @@ from click.testing import CliRunner
 
 from outrider_edge.cli import edge
 from outrider_edge.device import bundled_pack
+from outrider_edge.draft import timing
 from outrider_edge.draft.profile import Acceptance, chosen_pack, expected_rate
-from outrider_edge.draft.timing import seconds_for
+from outrider_edge.draft.runtime import DraftModel
+from outrider_edge.draft.timing import pass_times, seconds_for
 from outrider_shared.errors import ConfigError
 from outrider_shared.packs import read_pack, write_manifest
 
@@ -27,6 +29,28 @@ def test_passes_between_and_beyond_the_measured_rows_are_on_the_line():
     times = {1: 1.0, 2: 1.5, 4: 2.0, 8: 4.0}
     assert seconds_for(3, times) == pytest.approx(1.75)
     assert seconds_for(10, times) == pytest.approx(5.0)
+
+
+def test_every_pass_is_timed_over_the_same_context(monkeypatch):
+    """More repeats than the context has slots: none of them takes a slot away."""
+    held = []
+
+    class Recorded:
+        def __init__(self, runtime) -> None:
+            self._runtime = runtime
+
+        def __getattr__(self, name):
+            return getattr(self._runtime, name)
+
+        def forward(self, tokens, **more):
+            held.append(self._runtime.length)
+            return self._runtime.forward(tokens, **more)
+
+    fill = timing._filled
+    monkeypatch.setattr(timing, "_filled", lambda *given: Recorded(fill(*given)))
+    (times,) = pass_times([DraftModel.load(bundled_pack())], rows=(1, 3), context=4, repeats=6)
+    assert set(held) == {4}
+    assert times.keys() == {1, 3}
 
 
 def test_the_choice_is_kept_with_its_numbers_and_can_be_followed(tmp_path):

@@ -62,9 +62,11 @@ def test_walk_equals_the_engines(host, seed):
             rows[id(node)] = len(nodes) + 1
             nodes.append(node)
         choices = rng.integers(0, 6, len(nodes) + 1).tolist()
-        expected.append(accept(nodes, choices))
+        committed, offsets = accept(nodes, choices)
+        below = [rows.get(id(node.parent), 0) for node in nodes]
+        expected.append((committed, offsets, offsets[-1] in below))
         tokens += [0, *(node.token for node in nodes)]
-        parents += [-1, *(rows.get(id(node.parent), 0) for node in nodes)]
+        parents += [-1, *below]
         chosen += choices
         starts.append(len(tokens))
     as_int = [torch.tensor(values, dtype=torch.int32) for values in (starts, [len(expected)], tokens, parents, chosen)]

@@ -15,7 +15,7 @@ from outrider_cloud.pack import build, check, export
 from outrider_cloud.pack.export import STEPS, Request, export_pack
 from outrider_shared.errors import ConfigError, ModelError, PackError
 from outrider_shared.packs import Precision, read_pack
-from unit.pack.tiny import CONFIGS, write_model
+from unit.pack.tiny import CONFIGS, VOCAB, write_model
 
 Folder = Callable[[str], Path]
 
@@ -50,6 +50,23 @@ def test_a_quantised_pack_is_smaller_and_says_what_it_lost(
     assert small.manifest.precision is precision
     assert small.model_path.stat().st_size < 0.7 * plain.model_path.stat().st_size
     assert "MatMulNBits" in operators(small.model_path)
+
+
+@pytest.mark.parametrize(
+    ("precision", "worst", "operator"),
+    [(Precision.INT8_DYNAMIC, 0.1, "MatMulInteger"), (Precision.INT4_ALL, 0.4, "MatMulNBits")],
+)
+def test_every_matrix_of_these_precisions_is_quantised(
+    model_folder: Folder, tmp_path: Path, precision: Precision, worst: float, operator: str
+):
+    """The head, too: no matrix product in floats is left, nor, where the head is tied, a table of floats."""
+    pack = export_pack(Request(model_folder("tied"), tmp_path / "pack", precision))
+    graph = onnx.load(pack.model_path).graph
+    assert 0 < pack.manifest.evaluation["export"]["tv"] < worst
+    assert pack.manifest.precision is precision
+    assert operator in operators(pack.model_path)
+    floats = [t for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
+    assert not any(list(tensor.dims) in ([VOCAB, 64], [64, VOCAB]) for tensor in floats)
 
 
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.INT4])
