@@ -566,7 +566,7 @@ def test_what_a_preempted_session_finds_again_of_its_own_is_no_cached_prompt(end
     for _ in range(3):
         rig.step()
     session = rig.engine.sessions[session_id]
-    rig.engine.kv._preempt(session)
+    rig.engine.memory._preempt(session)
     rig.run()
     assert rig.tokens(session_id) == list(plain(tiny_folder, prompt, 8, WARM))
     assert (session.usage.preemptions, session.usage.cached_tokens) == (1, 8)

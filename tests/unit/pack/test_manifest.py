@@ -57,7 +57,10 @@ def test_a_manifest_of_megabytes_is_not_parsed():
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "name type": ({"name": 3}, "name is 3"),
     "name empty": ({"name": ""}, "name is ''"),
-    "precision": ({"precision": "fp7"}, "precision is 'fp7', expected fp32 or int8-dynamic or int8 or int4 or int4-all"),
+    "precision": (
+        {"precision": "fp7"},
+        "precision is 'fp7', expected fp32 or int8-dynamic or int8 or int4 or int4-all",
+    ),
     "precision type": ({"precision": []}, "precision"),
     "architecture type": ({"architecture": 1}, "architecture is 1"),
     "architecture keys": ({"architecture": {"layers": 1}}, "architecture"),
