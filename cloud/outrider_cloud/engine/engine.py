@@ -27,7 +27,6 @@ from outrider_cloud.engine.stats import EngineStats
 from outrider_cloud.kernels.sampling import log_probabilities
 from outrider_shared import wire
 from outrider_shared.errors import InternalError, LimitError, OutriderError, ProtocolError
-from outrider_shared.sampling.shape_torch import shape
 from outrider_shared.tree import DraftTree
 
 if TYPE_CHECKING:
@@ -42,6 +41,8 @@ if TYPE_CHECKING:
     from outrider_cloud.engine.schedule import Work
     from outrider_shared.ids import SessionId
     from outrider_wire.v1 import verifier_pb2 as pb
+
+_NO_NUMBERS = "the model's logits are not numbers for this session"
 
 
 class Engine:
@@ -191,18 +192,14 @@ class Engine:
             return False
         batch = lay_out(works)
         try:
-            logits = self.runner.run(batch)
             changes = self._shaper.lay_out(works)
-            bad = _rows_with_nan(logits)
-            shaped = logits
-            if changes is not None:
-                shaped, bad = shape(logits, changes[0]), bad | changes[1]
-            chosen = self.runner.platform.sampler.choose(shaped, batch.choosing, batch.params)
+            decision = self.runner.decide(batch, None if changes is None else changes[0])
         except Exception as error:  # noqa: BLE001 - whatever a model throws must not stop the other sessions
             for work in works:
                 self._fail(work.session, InternalError(f"the model failed in this step: {error}"))
             return True
-        self._commit(works, logits, chosen, bad)
+        bad: dict[int, OutriderError] = {row: InternalError(_NO_NUMBERS) for row in decision.bad}
+        self._commit(works, decision.logits, decision.chosen, bad if changes is None else bad | changes[1])
         self.stats.add(len(batch.tokens), self.runner.forward_s - forward_s, time.perf_counter() - started)
         return True
 
@@ -341,14 +338,6 @@ class Engine:
     def _expire(self, now: float) -> None:
         for session in [s for s in self.sessions.values() if now >= s.lease_end]:
             self._drop(session)
-
-
-def _rows_with_nan(logits: torch.Tensor) -> dict[int, OutriderError]:
-    rows = logits.isnan().any(-1)
-    if not bool(rows.any()):
-        return {}
-    error = InternalError("the model's logits are not numbers for this session")
-    return dict.fromkeys(rows.nonzero().flatten().tolist(), error)
 
 
 def _nowhere(_: object) -> None:

@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from outrider_cloud.model.attention import StepContext
+from outrider_shared.sampling.shape_torch import shape
 
 if TYPE_CHECKING:
     from outrider_cloud.engine.batch import Batch
     from outrider_cloud.engine.config import EngineConfig
     from outrider_cloud.kernels.platform import Platform
     from outrider_cloud.model.loading import LoadedModel
+    from outrider_shared.sampling.shape_torch import Shaping
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a step found out.
+
+    Attributes:
+        logits: [sampled, vocab] as the model gave them; valid until the next step.
+        chosen: Per sampled row, the token.
+        bad: Sampled rows with a logit that is no number.
+    """
+
+    logits: torch.Tensor
+    chosen: list[int]
+    bad: set[int]
 
 
 class ModelRunner:
@@ -66,5 +84,22 @@ class ModelRunner:
         logits: torch.Tensor = out.logits[0][:sampled]
         return logits
 
+    def decide(self, batch: Batch, shaping: Shaping | None = None) -> Decision:
+        """Run, and choose the token of every sampled row.
+
+        Args:
+            batch: At least one row.
+            shaping: What changes the logits before the choice: penalties, bias, masks.
+        """
+        logits = self.run(batch)
+        shaped = logits if shaping is None else shape(logits, shaping)
+        chosen = self.platform.sampler.choose(shaped, batch.choosing, batch.params)
+        return Decision(logits, chosen, _rows_with_nan(logits))
+
     def _padded(self, rows: int, bucket: int) -> int:
         return bucket or next((b for b in self.buckets if b >= rows), rows)
+
+
+def _rows_with_nan(logits: torch.Tensor) -> set[int]:
+    rows = logits.isnan().any(-1)
+    return set(rows.nonzero().flatten().tolist()) if bool(rows.any()) else set()

@@ -106,7 +106,7 @@ def test_edits_and_masks_come_before_the_rule(host):
     logits = random_logits(rng, 4, VOCABULARY, torch.bfloat16)
     params = [SamplingParams(), *(SamplingParams(temperature=1.0, top_p=0.9, seed=r) for r in range(3))]
     tokens = rng.choice(VOCABULARY, 200, replace=False)
-    edits = [[RowEdit(int(t), 1.3, 0.5, float(rng.uniform(-1, 4))) for t in tokens], [], [RowEdit(5, added=50.0)], []]
+    edits = [[RowEdit(int(t), 1.3, 0.3, 0.2, float(rng.uniform(-1, 4))) for t in tokens], [], [RowEdit(5, bias=50.0)], []]
     allowed = rng.random(VOCABULARY) < 0.5
     padded = np.zeros(-(-VOCABULARY // 32) * 32, np.bool_)
     padded[:VOCABULARY] = allowed
@@ -118,7 +118,7 @@ def test_edits_and_masks_come_before_the_rule(host):
         for edit in edits[row]:
             value, r = z[edit.token], np.float32(edit.repetition)
             value = value / r if value > 0 else value * r
-            z[edit.token] = (value - np.float32(edit.subtracted)) + np.float32(edit.added)
+            z[edit.token] = ((value - np.float32(edit.frequency)) - np.float32(edit.presence)) + np.float32(edit.bias)
         if row % 2:
             z[~allowed] = -np.inf
         assert choices.chosen[row, 0].item() == choose(z, row + 1, params[row])

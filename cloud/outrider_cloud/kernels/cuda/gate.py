@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from outrider_cloud.kernels.cuda.source import Variant, variants
+from outrider_cloud.kernels.cuda.source import OPTIONS, Variant, variants
 from outrider_shared.errors import ConfigError, InternalError
 
 ARCHITECTURE = "sm_90a"
@@ -74,7 +74,7 @@ class Nvrtc:
         name = f"{variant.name}.cu".encode()
         self._library.nvrtcCreateProgram(ctypes.byref(program), text, name, 0, None, None)
         try:
-            options = (f"--gpu-architecture={architecture}", "--std=c++17", "--ptxas-options=-v")
+            options = (f"--gpu-architecture={architecture}", *OPTIONS, "--ptxas-options=-v")
             given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
             failed = self._library.nvrtcCompileProgram(program, len(options), given)
             log = self._text(program, "ProgramLog")

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from outrider_cloud.kernels.cuda.launch import Argument, Long
+from outrider_cloud.kernels.cuda.source import OPTIONS
 from outrider_shared.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class GpuLauncher:
     def _kernel(self, variant: Variant, kernel: str, shared_bytes: int) -> Any:
         key = (variant, kernel, shared_bytes)
         if key not in self._kernels:
-            module = self._cupy.RawModule(code=variant.text(), options=("--std=c++17",), backend="nvrtc")
+            module = self._cupy.RawModule(code=variant.text(), options=OPTIONS, backend="nvrtc")
             function = module.get_function(kernel)
             if shared_bytes > _DEFAULT_SHARED_BYTES:
                 function.max_dynamic_shared_size_bytes = shared_bytes

@@ -180,7 +180,7 @@ extern "C" __global__ void CLUSTER(RANKS) __launch_bounds__(THREADS, 1) sample_r
     int vocabulary, int span,               // tokens of a rank, a multiple of 8
     const Record* __restrict__ records,     // [rows]
     const int* __restrict__ rows,           // [1] rows that count; the others are padding
-    const int* __restrict__ edits,          // [edits, 4] token, and as float bits: repetition, subtracted, added
+    const int* __restrict__ edits,          // [edits, 5] token, and as float bits: repetition, frequency, presence, bias
     const unsigned* __restrict__ masks, int mask_words,  // [masks, words] bit v % 32 of word v / 32: token v is allowed
     int top_n,
     int* __restrict__ chosen,               // [rows, 2] token; 1 if a logit of the row is no number
@@ -214,13 +214,13 @@ extern "C" __global__ void CLUSTER(RANKS) __launch_bounds__(THREADS, 1) sample_r
   }
   __syncthreads();
   for (int i = threadIdx.x; i < record.edits; i += blockDim.x) {
-    const int* edit = edits + 4 * (size_t)(record.first_edit + i);
+    const int* edit = edits + 5 * (size_t)(record.first_edit + i);
     const int place = edit[0] - first;
     if (place < 0 || place >= count) continue;
     const float repetition = __int_as_float(edit[1]);
     float z = scores[place];
     if (repetition != 1.f) z = z > 0.f ? z / repetition : z * repetition;
-    scores[place] = (z - __int_as_float(edit[2])) + __int_as_float(edit[3]);
+    scores[place] = ((z - __int_as_float(edit[2])) - __int_as_float(edit[3])) + __int_as_float(edit[4]);
   }
   __syncthreads();
 

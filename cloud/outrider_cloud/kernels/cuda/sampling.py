@@ -29,19 +29,21 @@ _MOST_SHARED_BYTES = 227 * 1024
 
 @dataclass(frozen=True)
 class RowEdit:
-    """What penalties and a bias do to one token's logit: z / r (or z * r if z <= 0), then minus, then plus.
+    """What penalties and a bias do to one token's logit, in the order of `outrider_shared.sampling.shape`.
 
     Attributes:
         token: Its id.
-        repetition: r; 1 is off.
-        subtracted: Presence and frequency penalty together.
-        added: The bias.
+        repetition: Divides a positive logit and multiplies any other; 1 is off.
+        frequency: Subtracted: the penalty times how often the answer has the token, in float32.
+        presence: Subtracted.
+        bias: Added.
     """
 
     token: int
     repetition: float = 1.0
-    subtracted: float = 0.0
-    added: float = 0.0
+    frequency: float = 0.0
+    presence: float = 0.0
+    bias: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,10 @@ def records(
 
 
 def edit_table(edits: Sequence[Sequence[RowEdit]]) -> NDArray[np.int32]:
-    """[edits, 4] int32, rows one after the other, floats by their bits; at least one line."""
+    """[edits, 5] int32, rows one after the other, floats by their bits; at least one line."""
     flat = [edit for row in edits for edit in row] or [RowEdit(0)]
-    table = np.array([[edit.token, 0, 0, 0] for edit in flat], np.int32)
-    table.view(np.float32)[:, 1:] = [(edit.repetition, edit.subtracted, edit.added) for edit in flat]
+    table = np.array([[edit.token, 0, 0, 0, 0] for edit in flat], np.int32)
+    table.view(np.float32)[:, 1:] = [(edit.repetition, edit.frequency, edit.presence, edit.bias) for edit in flat]
     return table
 
 
@@ -176,7 +178,7 @@ class CudaSampler:
             logits: [rows, vocab] bfloat16 or float16, contiguous.
             table: [rows, WORDS] int32 of `records`.
             rows: [1] int32, rows that count.
-            edits: [edits, 4] int32 of `edit_table`.
+            edits: [edits, 5] int32 of `edit_table`.
             masks: [masks, words] int32 or None.
             top_n: Likeliest tokens of rows that want log-probabilities.
         """
