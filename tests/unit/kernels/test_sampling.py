@@ -106,7 +106,12 @@ def test_edits_and_masks_come_before_the_rule(host):
     logits = random_logits(rng, 4, VOCABULARY, torch.bfloat16)
     params = [SamplingParams(), *(SamplingParams(temperature=1.0, top_p=0.9, seed=r) for r in range(3))]
     tokens = rng.choice(VOCABULARY, 200, replace=False)
-    edits = [[RowEdit(int(t), 1.3, 0.3, 0.2, float(rng.uniform(-1, 4))) for t in tokens], [], [RowEdit(5, bias=50.0)], []]
+    edits = [
+        [RowEdit(int(t), 1.3, 0.3, 0.2, float(rng.uniform(-1, 4))) for t in tokens],
+        [],
+        [RowEdit(5, bias=50.0)],
+        [],
+    ]
     allowed = rng.random(VOCABULARY) < 0.5
     padded = np.zeros(-(-VOCABULARY // 32) * 32, np.bool_)
     padded[:VOCABULARY] = allowed
