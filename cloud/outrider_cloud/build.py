@@ -9,18 +9,23 @@ from typing import TYPE_CHECKING
 import torch
 
 from outrider_cloud.drafts.model import DraftModel
+from outrider_cloud.engine.cuda_runner import CudaRunner
 from outrider_cloud.engine.engine import Engine
 from outrider_cloud.engine.exactness import agreeing_buckets
 from outrider_cloud.engine.paced import PacedRunner
 from outrider_cloud.engine.runner import ModelRunner
+from outrider_cloud.kernels.cuda.gpu import GpuLauncher, check_gpu
+from outrider_cloud.kernels.cuda.platform import cuda_platform
 from outrider_cloud.kernels.platform import cpu_platform
 from outrider_cloud.model.loading import BUNDLED, bundled_draft, load_model
 from outrider_cloud.model.weights import Weights
-from outrider_shared.errors import MismatchError
+from outrider_shared.errors import ConfigError, MismatchError
 
 if TYPE_CHECKING:
     from outrider_cloud.engine.config import EngineConfig
     from outrider_cloud.model.loading import LoadedModel
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 def build_engine(
@@ -30,15 +35,19 @@ def build_engine(
     threads: int = 0,
     pace_step_s: float = 0.0,
     weights: Weights = Weights.NATIVE,
+    device: str = "cpu",
+    dtype: str = "",
     draft: str | Path | LoadedModel | None = None,
 ) -> Engine:
-    """An engine on the CPU platform.
+    """An engine on one device.
 
     Args:
         model: A Hugging Face folder, `bundled`, or a model that is loaded already.
         config: Sizes and policies.
         threads: Threads of a step; 0 leaves torch's own choice.
         weights: How the model's matrices are held; for a model that is loaded already it is decided.
+        device: `cpu`, `cuda` or `cuda:N`.
+        dtype: Of the weights: `bfloat16`, `float16` or `float32`; empty is bfloat16 on a GPU and float32 on a CPU.
         pace_step_s: Least duration of a step, to stand in for a larger model in benchmarks; 0 is the model's own.
         draft: Model beside the target that drafts for sessions whose edge is late; likewise a folder or `bundled`.
 
@@ -49,15 +58,40 @@ def build_engine(
     """
     if threads:
         torch.set_num_threads(threads)
-    loaded = load_model(model, weights=weights) if isinstance(model, (str, Path)) else model
+    on = _device(device)
+    if on.type == "cuda":
+        check_gpu(on)
+    if isinstance(model, (str, Path)):
+        loaded = load_model(model, _dtype(dtype, on), weights=weights, device=on)
+    else:
+        loaded = model
     platform = cpu_platform(exact=config.exact)
-    if pace_step_s:
-        runner: ModelRunner = PacedRunner(loaded, platform, config, pace_step_s)
+    if on.type == "cuda":
+        runner: ModelRunner = CudaRunner(loaded, cuda_platform(GpuLauncher(on), config.block_size), config)
+    elif pace_step_s:
+        runner = PacedRunner(loaded, platform, config, pace_step_s)
     else:
         runner = ModelRunner(loaded, platform, config)
     if config.exact:
         runner.buckets = agreeing_buckets(runner)
     return Engine(runner, config, draft_model=None if draft is None else build_draft(draft, loaded, config))
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in {"cpu", "cuda"}:
+        raise ConfigError(f"--device is {name!r}", hint="give cpu, cuda or cuda:N")
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    chosen = name or ("bfloat16" if device.type == "cuda" else "float32")
+    if chosen not in _DTYPES:
+        raise ConfigError(f"--dtype is {name!r}", hint=f"give one of {', '.join(_DTYPES)}")
+    return _DTYPES[chosen]
 
 
 def build_draft(draft: str | Path | LoadedModel, target: LoadedModel, config: EngineConfig) -> DraftModel:

@@ -50,6 +50,8 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--kv-tokens", type=click.IntRange(1), default=defaults.kv_tokens, show_default=True, help="Tokens whose KV is held."),
         click.option("--exact/--no-exact", default=defaults.exact, show_default=True, help="Rows bit for bit the same whatever surrounds them; costs compute on a CPU."),
         click.option("--weights", type=click.Choice(["native", "int8"]), default="native", show_default=True, help="How the matrices are held: int8 takes a quarter of the memory; `outrider train quality` tells its price."),
+        click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), help="Of the weights.  [default: bfloat16 on a GPU, float32 on a CPU]"),
+        click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
         click.option("--model", default="bundled", show_default=True, help="Hugging Face folder, or 'bundled'."),
     ):  # fmt: skip
         command = option(command)
@@ -100,6 +102,8 @@ def serve(ready_file: Path | None, **flags: Any) -> None:
         threads=flags["threads"],
         pace_step_s=pace_s,
         weights=Weights(flags["weights"]),
+        device=flags["device"],
+        dtype=flags["dtype"] or "",
         draft=draft,
     )
 
@@ -133,7 +137,12 @@ def generate(prompt: str, *, chat: bool, ignore_eos: bool, as_json: bool, **flag
 
     params = sampling_params(flags)
     engine = build_engine(
-        flags["model"], _engine_config(flags), threads=flags["threads"], weights=Weights(flags["weights"])
+        flags["model"],
+        _engine_config(flags),
+        threads=flags["threads"],
+        weights=Weights(flags["weights"]),
+        device=flags["device"],
+        dtype=flags["dtype"] or "",
     )
     loaded = engine.runner.loaded
     text = render_chat(loaded.chat_template, [{"role": "user", "content": prompt}]) if chat else prompt

@@ -17,7 +17,6 @@ from outrider_cloud.engine.static import StaticArrays
 from outrider_cloud.kernels.cuda import sampling
 from outrider_cloud.kernels.cuda.attention import CudaPlan, WindowTensors, Workspace
 from outrider_cloud.kernels.cuda.metadata import step_arrays
-from outrider_cloud.kernels.cuda.platform import CudaPlatform
 from outrider_cloud.kernels.cuda.source import SPLIT
 from outrider_cloud.model.attention import StepContext
 from outrider_cloud.model.decoder import Decoder, is_known
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
     from outrider_cloud.engine.batch import Batch
     from outrider_cloud.engine.config import EngineConfig
+    from outrider_cloud.kernels.cuda.platform import CudaPlatform
     from outrider_cloud.model.loading import LoadedModel
     from outrider_shared.sampling.shape_torch import Shaping
 

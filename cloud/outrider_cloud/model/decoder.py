@@ -45,8 +45,13 @@ class _Fused:
 
 def is_known(model: PreTrainedModel) -> bool:
     """Whether `Decoder` computes what the model's own forward does."""
-    config = model.config
-    return config.model_type in FAMILIES and getattr(config, "hidden_act", "") in _ACTIVATIONS
+    config: Any = model.config
+    if config.model_type not in FAMILIES or getattr(config, "hidden_act", "") not in _ACTIVATIONS:
+        return False
+    parts: Any = model.model
+    # Quantised projections compute by themselves and cannot be fused.
+    held = (getattr(layer.self_attn.q_proj, "weight", None) for layer in parts.layers)
+    return all(isinstance(weight, torch.Tensor) and weight.is_floating_point() for weight in held)
 
 
 class Decoder:
@@ -81,7 +86,8 @@ class Decoder:
         """Store the rows' KV and compute logits.
 
         Args:
-            tokens, positions: [rows] integers.
+            tokens: [rows] integers.
+            positions: [rows] integers.
             slots: [rows], -1 for padding.
             keep: [kept] rows whose logits are wanted.
             kv: The KV memory.

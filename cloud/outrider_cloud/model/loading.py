@@ -75,7 +75,12 @@ def bundled_draft() -> Path:
 
 
 def load_model(
-    path: str | Path, dtype: torch.dtype = torch.float32, *, check: bool = True, weights: Weights = Weights.NATIVE
+    path: str | Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    check: bool = True,
+    weights: Weights = Weights.NATIVE,
+    device: torch.device | None = None,
 ) -> LoadedModel:
     """Load a folder, or the bundled model for the name `bundled`, with its weights held as `weights` says.
 
@@ -94,6 +99,8 @@ def load_model(
     model: PreTrainedModel = _read(folder, lambda: _load_weights(folder, dtype)).eval()
     model.requires_grad_(False)
     quantise(model, weights)
+    if device is not None and device.type == "cuda":
+        _to_card(model, folder, device)
     text, tokenizer_json = config.get_text_config(), (folder / "tokenizer.json").read_bytes()
     tokenizer = _read(folder, lambda: Tokenizer.from_str(tokenizer_json.decode()))
     if tokenizer.get_vocab_size() > text.vocab_size:
@@ -144,6 +151,27 @@ def _load_weights(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         raise ModelError(f"the weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _to_card(model: PreTrainedModel, folder: Path, device: torch.device) -> None:
+    """Move the weights to a card, one module after the other.
+
+    Raises:
+        ConfigError: if they do not fit.
+    """
+    needed = sum(p.numel() * p.element_size() for p in (*model.parameters(), *model.buffers()))
+    free, total = torch.cuda.mem_get_info(device)
+    hint = "take a smaller model, a larger card, or --weights int8"
+    if needed > free:
+        raise ConfigError(
+            f"{folder.name} needs {needed / 2**30:.1f} GiB, {torch.cuda.get_device_name(device)} has "
+            f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free",
+            hint=hint,
+        )
+    try:
+        model.to(device)  # type: ignore[arg-type]
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"{folder.name} does not fit onto {device}: {error}", hint=hint) from error
 
 
 def _read(folder: Path, load: Any) -> Any:

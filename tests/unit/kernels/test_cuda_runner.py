@@ -1,4 +1,4 @@
-"""The GPU's step, end to end on the CPU: our forward over Hugging Face weights, fixed buffers, the kernels' own text."""
+"""The GPU's step, end to end on the CPU: our forward over Hugging Face weights, fixed buffers, the kernels' text."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def build(config, dtype):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=ATTENTION).eval()
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, mean=0.0 if parameter.dim() > 1 else 1.0, std=0.15)
-    model.requires_grad_(False)  # noqa: FBT003
+    model.requires_grad_(False)
     inverse = model.model.rotary_emb.inv_freq.clone()
     model = model.to(dtype)
     model.model.rotary_emb.inv_freq = inverse
