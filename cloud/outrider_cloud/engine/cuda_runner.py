@@ -51,7 +51,7 @@ def eagerly(compute: Callable[[], T]) -> Callable[[], T]:
 
 def as_graph(compute: Callable[[], T]) -> Callable[[], T]:
     """Capture in a CUDA graph. Other threads may use CUDA meanwhile, hence the thread-local mode."""
-    stream = torch.cuda.Stream()
+    stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(2):  # compiles kernels, lets cuBLAS take its workspace

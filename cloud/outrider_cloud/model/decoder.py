@@ -100,15 +100,11 @@ class Decoder:
         hidden = self._model.embed_tokens(tokens)
         # In float32, as the kernels take it; the model would round to its own type.
         cos, sin = (part[0] for part in self._model.rotary_emb(hidden[None].float(), positions[None]))
-        residual, x = hidden, None
+        residual, x = hidden.clone(), hidden
         for index, (layer, qkv_of, gate_up_of) in enumerate(self._layers):
             spec, attention = self._specs[index], layer.self_attn
             norm = layer.input_layernorm
-            if x is None:
-                residual = hidden.clone()
-                x = kernels.rms_norm(hidden, None, norm.weight, norm.variance_epsilon)
-            else:
-                x = kernels.rms_norm(x, residual, norm.weight, norm.variance_epsilon)
+            x = kernels.rms_norm(x, residual if index else None, norm.weight, norm.variance_epsilon)
             query = kernels.rope_store(qkv_of(x), _rotation(attention, cos, sin), slots, kv, index, spec.q_heads)
             attended = plan.attend(query.transpose(0, 1), kv, index, spec, None)
             x = attention.o_proj(attended.reshape(len(tokens), -1))

@@ -169,7 +169,7 @@ def _to_card(model: PreTrainedModel, folder: Path, device: torch.device) -> None
             hint=hint,
         )
     try:
-        model.to(device)  # type: ignore[arg-type]
+        model.to(device)
     except torch.OutOfMemoryError as error:
         raise ConfigError(f"{folder.name} does not fit onto {device}: {error}", hint=hint) from error
 
