@@ -125,6 +125,7 @@ def _telemetry(row: dict[str, Any], message: Telemetry) -> bool:
     expected = seq + 1 if message.bd == bd else 0
     row["lost"] = row.get("lost", 0) + max(0, message.seq - expected)
     row.update(tele_bd=message.bd, tele_seq=message.seq)
+    _active(row, message.active)
     for name in ("requests", "tokens", "cloud_steps"):
         row[name] = row.get(name, 0) + getattr(message, name)
     window = Window.of(row["id"], message.tried, message.taken, message.token_ms)

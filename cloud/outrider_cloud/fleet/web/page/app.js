@@ -1,0 +1,148 @@
+// Session, routes and the live stream; the views themselves are in views.js.
+import { el } from "./parts.js";
+import { route } from "./views.js";
+
+const $ = (id) => document.getElementById(id);
+const KEY = "outrider-fleet-token";
+const session = { me: null, overview: null };
+let view = null, stream = null, busy = false, again = false;
+
+function theme(name) {
+  document.documentElement.dataset.theme = name;
+  try { localStorage.setItem("outrider-theme", name); } catch { /* private windows have no storage */ }
+}
+let stored = null;
+try { stored = localStorage.getItem("outrider-theme"); } catch { /* as above */ }
+document.documentElement.dataset.theme = stored || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+$("theme").onclick = () => theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
+
+function complain(error) {
+  $("error").hidden = !error;
+  $("error").textContent = error ? [error.message, error.hint].filter(Boolean).join(" · ") : "";
+}
+
+async function ask(path, { method = "GET", body, signal, raw } = {}) {
+  const headers = { authorization: `Bearer ${sessionStorage.getItem(KEY) || ""}` };
+  if (body !== undefined) headers["content-type"] = "application/json";
+  const answer = await fetch(path, { method, headers, signal, body: body === undefined ? undefined : JSON.stringify(body) });
+  if (answer.ok) return raw ? answer : answer.json();
+  const told = (await answer.json().catch(() => ({}))).error || { message: `HTTP ${answer.status}` };
+  if (answer.status === 401) signOut(sessionStorage.getItem(KEY) ? told : null);
+  throw Object.assign(new Error(told.message), { hint: told.hint, status: answer.status });
+}
+
+async function act(path, body, question) {
+  if (question && !(await confirmed(question))) return null;
+  try {
+    const told = await ask(path, { method: "POST", body });
+    complain(null);
+    await refresh();
+    return told;
+  } catch (error) {
+    complain(error);
+    return null;
+  }
+}
+
+function confirmed(question) {
+  $("confirm-text").textContent = question;
+  $("confirm").returnValue = "no";
+  $("confirm").showModal();
+  return new Promise((done) => { $("confirm").onclose = () => done($("confirm").returnValue === "yes"); });
+}
+
+function signOut(error) {
+  sessionStorage.removeItem(KEY);
+  session.me = null;
+  view = null;
+  if (stream) stream.abort();
+  stream = null;
+  $("nav").hidden = $("out").hidden = true;
+  $("live").textContent = "";
+  complain(error);
+  const token = el("input", { id: "token", type: "password", autocomplete: "off", required: true });
+  $("view").replaceChildren(el("form", { class: "card stack sign", onsubmit: (event) => {
+    event.preventDefault();
+    sessionStorage.setItem(KEY, token.value.trim());
+    signIn();
+  } }, el("h2", {}, "Sign in"), el("label", { for: "token" }, "Token"), token,
+  el("p", { class: "soft" }, "Kept in this tab until you close it."), el("button", { class: "primary", type: "submit" }, "Sign in")));
+  token.focus();
+}
+
+async function signIn() {
+  try {
+    session.me = await ask("/api/me");
+  } catch (error) {
+    if (error.status !== 401) complain(error);
+    return;
+  }
+  $("nav").hidden = $("out").hidden = false;
+  $("out").title = `${session.me.name} (${session.me.role})`;
+  complain(null);
+  watch();
+  await open();
+}
+
+async function open() {
+  if (!session.me) return;
+  complain(null);
+  const parts = location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
+  for (const link of $("nav").children) {
+    if (link.getAttribute("href") === `#/${parts[0]}`) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  view = route(parts, { ask, act, session, refresh, complain });
+  $("view").replaceChildren(view.node);
+  await refresh();
+}
+
+async function refresh() {
+  if (busy) { again = true; return; }
+  busy = true;
+  const mine = view;
+  const held = document.activeElement && document.activeElement.dataset.key;
+  try {
+    if (mine) await mine.refresh();
+  } catch (error) {
+    if (mine === view && error.status !== 401) complain(error);
+  }
+  if (held && document.activeElement === document.body) {
+    const found = [...document.querySelectorAll("[data-key]")].find((node) => node.dataset.key === held);
+    if (found) found.focus({ preventScroll: true });
+  }
+  busy = false;
+  if (again || mine !== view) { again = false; await refresh(); }
+}
+
+async function watch() {
+  const mine = new AbortController();
+  stream = mine;
+  while (!mine.signal.aborted) {
+    try {
+      const answer = await ask("/api/live", { signal: mine.signal, raw: true });
+      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+      $("live").textContent = "live";
+      $("live").className = "pill up";
+      for (let text = ""; ;) {
+        const { value, done } = await reader.read();
+        if (done) break;
+        const lines = (text + value).split("\n\n");
+        text = lines.pop();
+        if (!lines.length) continue;
+        session.overview = JSON.parse(lines.at(-1).replace(/^data: /, ""));
+        if (!document.hidden) await Promise.all([refresh(), pause(1000)]);
+      }
+    } catch { /* told below, and tried again */ }
+    if (mine.signal.aborted) return;
+    $("live").textContent = "not connected";
+    $("live").className = "pill down";
+    await pause(2000);
+  }
+}
+
+const pause = (ms) => new Promise((done) => { setTimeout(done, ms); });
+addEventListener("hashchange", open);
+$("out").onclick = () => signOut(null);
+if (sessionStorage.getItem(KEY)) signIn();
+else signOut(null);
