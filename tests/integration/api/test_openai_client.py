@@ -46,7 +46,8 @@ def test_streamed_and_whole_answers_are_the_same(client):
     assert plain.timings["drafted"] == 0
     assert plain.timings["cloud_steps"] <= plain.usage.completion_tokens  # the cloud may look words up by itself
     assert whole.timings["accepted"] > 0
-    assert whole.timings["cloud_steps"] + whole.timings["accepted"] <= whole.usage.completion_tokens
+    # The end token is no completion token, but it was committed.
+    assert whole.timings["cloud_steps"] + whole.timings["accepted"] <= whole.usage.completion_tokens + 1
     assert whole.timings["bytes_up"] > 0
     assert whole.timings["bytes_down"] > 0
 

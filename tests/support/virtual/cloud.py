@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from outrider_cloud.engine.runner import Decision
+
 if TYPE_CHECKING:
     from outrider_cloud.engine.engine import Engine
 
@@ -53,6 +55,10 @@ class ScriptedRunner:
         self._loop.ahead_s += seconds
         self.forward_s += seconds
         return torch.zeros(len(batch.sampled), 1)
+
+    def decide(self, batch, shaping=None) -> Decision:
+        logits = self.run(batch)
+        return Decision(logits, self.choose(logits, batch.choosing, batch.params), set())
 
     def choose(self, logits, positions, params) -> list[int]:
         return [self._pair.choose(p.seed, position) for position, p in zip(positions, params, strict=True)]
