@@ -18,6 +18,7 @@ import zstandard
 
 from outrider_shared.chat import render_chat
 from outrider_shared.errors import ConfigError, PromptError
+from outrider_shared.zstd_lines import zstd_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,8 +107,7 @@ def _rows(path: str, broken: list[str] | None) -> Iterator[tuple[str, dict[str, 
     try:
         raw = source.read_bytes()
         if path.endswith(".zst"):
-            with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(raw)) as stream:
-                raw = stream.read()
+            raw = b"".join(zstd_lines(io.BytesIO(raw)))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
     except zstandard.ZstdError as error:

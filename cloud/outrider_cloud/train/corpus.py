@@ -14,6 +14,7 @@ from typing import Any
 import zstandard
 
 from outrider_shared.errors import InputError
+from outrider_shared.zstd_lines import zstd_lines
 
 HELD_OUT_SHARE = 1 / 48
 
@@ -68,14 +69,16 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     place = f"{path}:0"
     try:
-        with zstandard.open(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
+        with path.open("rb") as file:
+            for number, line in enumerate(zstd_lines(file), start=1):
                 place = f"{path}:{number}"
-                yield place, _parse(place, line)
+                yield place, _parse(place, line.decode("utf-8"))
     except OSError as error:
         raise CorpusError(f"{path}: cannot be opened: {error.strerror or error}") from error
-    except (zstandard.ZstdError, UnicodeDecodeError) as error:
-        raise CorpusError(f"{place}: damaged after this line: {error}") from error
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{place}: not UTF-8: {error.reason} at byte {error.start}") from error
+    except zstandard.ZstdError as error:
+        raise CorpusError(f"{place}: damaged after this line: {error}", hint="download the file again") from error
 
 
 def _parse(place: str, line: str) -> dict[str, Any]:

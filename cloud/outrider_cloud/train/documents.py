@@ -4,7 +4,6 @@ A line of .jsonl is {"text": ...} or {"messages": [{"role", "content"}, ...]}; a
 that is neither is named by file and number, and refused or skipped as the reader was told.
 """
 
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 import zstandard
 
 from outrider_cloud.train.corpus import CorpusError
+from outrider_shared.zstd_lines import zstd_lines
 
 _KINDS = (".jsonl", ".txt")
 
@@ -71,9 +71,8 @@ def _lines(path: Path, reading: Reading) -> Iterator[tuple[str, str]]:
     """(place, line); a line that is no UTF-8 is broken, an archive that ends early is refused in any case."""
     number = 0
     try:
-        opened = zstandard.open(path, "rb") if path.suffix == ".zst" else path.open("rb")
-        with opened as raw:
-            for line in io.BufferedReader(raw) if path.suffix == ".zst" else raw:
+        with path.open("rb") as raw:
+            for line in zstd_lines(raw) if path.suffix == ".zst" else raw:
                 number += 1
                 try:
                     yield f"{path}:{number}", line.decode("utf-8")
@@ -82,7 +81,9 @@ def _lines(path: Path, reading: Reading) -> Iterator[tuple[str, str]]:
     except OSError as error:
         raise CorpusError(f"{path}: cannot be read: {error.strerror or error}") from error
     except zstandard.ZstdError as error:
-        raise CorpusError(f"{path}:{number}: damaged after this line: {error}") from error
+        raise CorpusError(
+            f"{path}:{number}: damaged after this line: {error}", hint="download the file again"
+        ) from error
 
 
 def _objects(lines: Iterator[tuple[str, str]], reading: Reading) -> Iterator[Document]:
