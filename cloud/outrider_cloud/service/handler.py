@@ -123,7 +123,7 @@ class SessionHandler:
         try:
             if message.HasField("grammar"):
                 request = dataclasses.replace(request, matcher=await self._compile(message, request))
-            await self._start(stream, resumable=resumable)
+            await self._start(request, resumable=resumable)
             outcome = await self._exchange(stream, _after(early, requests))
         except OutriderError:
             outcome = "failed"
@@ -162,8 +162,8 @@ class SessionHandler:
                     raise ProtocolError(f"a message of kind {kind!r} came, the whole prompt was asked for")
         raise ProtocolError("the stream ended before the whole prompt came")
 
-    async def _start(self, stream: Stream, *, resumable: bool) -> None:
-        loop, request = asyncio.get_running_loop(), stream.request
+    async def _start(self, request: Request, *, resumable: bool) -> None:
+        loop = asyncio.get_running_loop()
         sink = functools.partial(_post, loop, self._outbox)
 
         def start(engine: Engine) -> None:

@@ -175,7 +175,7 @@ def _called(body: ChatRequest, kind: ToolFormat, outfit: Outfit) -> Grammar | No
         return None
     described = [(tool.function.name, tool.function.parameters or {"type": "object"}) for tool in tools]
     parallel = body.parallel_tool_calls is not False and not isinstance(choice, NamedTool)
-    style = call_style(kind, outfit.chat_template, outfit.vocabulary.named_controls(kind.marks))
+    style = call_style(kind, outfit.chat_template, outfit.vocabulary.added(kind.marks))
     return tool_calls(described, style, required=required, parallel=parallel)
 
 

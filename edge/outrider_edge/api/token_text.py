@@ -75,13 +75,12 @@ class Vocabulary:
 
     def controls(self, names: Iterable[str]) -> frozenset[int]:
         """Control tokens that are spelled like one of the names."""
-        return frozenset(id_ for _, id_ in self.named_controls(names))
+        return frozenset(id_ for _, id_ in self.added(names)) & self.control
 
-    def named_controls(self, names: Iterable[str]) -> tuple[tuple[str, int], ...]:
-        """(spelling, id) of the control tokens that are spelled like one of the names."""
+    def added(self, names: Iterable[str]) -> tuple[tuple[str, int], ...]:
+        """(spelling, id) of the tokens beside the learned ones that are spelled like one of the names, hidden or not."""
         wanted = set(names)
-        found = ((self._literal.get(id_, ""), id_) for id_ in sorted(self.control))
-        return tuple((name, id_) for name, id_ in found if name in wanted)
+        return tuple((name, id_) for id_, name in sorted(self._literal.items()) if name in wanted)
 
     def _compute(self, token: int) -> bytes:
         if token in self._literal:

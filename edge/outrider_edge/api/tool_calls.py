@@ -6,7 +6,7 @@ Ways (`FORMATS`), told apart by marks in the template:
     bare     the whole answer is `{"name": ..., "parameters": {...}}`, `<|python_tag|>` before it or not: Llama 3
 
 Rules:
-    * Arguments are passed on letter for letter as the model wrote them, as they come.
+    * Arguments are passed on letter for letter as the model wrote them, as they come, without the space around them.
     * What looks like a call and is none (no JSON, no name) comes out as the text that it is.
 """
 
@@ -83,7 +83,7 @@ def tool_format(template: str) -> ToolFormat | None:
 
 
 def call_style(kind: ToolFormat, template: str, specials: tuple[tuple[str, int], ...] = ()) -> ToolCallStyle:
-    """How a grammar has to write a call for the model of that template, some marks being control tokens."""
+    """How a grammar has to write a call for the model of that template, some marks being tokens of their own."""
     if kind.name == "tagged":
         line = "\n" if re.search(r"<tool_call>(\\n|\n)", template) else ""
         return ToolCallStyle(kind.opening + line, line + kind.closing, specials)
@@ -217,6 +217,8 @@ class ToolCallReader:
                 out.append(CallDelta(index, arguments="{}"))
                 self._body.done = True
             else:
+                if self._body.empty:
+                    self._buffer = self._buffer.lstrip()
                 taken = self._body.take(self._buffer)
                 if taken:
                     out.append(CallDelta(index, arguments=self._buffer[:taken]))

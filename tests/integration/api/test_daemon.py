@@ -129,34 +129,32 @@ def test_swap_and_drain(tmp_path, verifier):
 
 
 def test_cloud_that_restarts_in_mid_answer_changes_nothing(tmp_path):
-    """The cloud is killed while an answer streams and comes back on its port: the text is what it would have been."""
-    body = {**ASK, "max_tokens": 100, "ignore_eos": True, "stream": True}
+    """The cloud is killed while answers stream and comes back on its port: each text is what it would have been."""
+    numbers = {"type": "array", "items": {"type": "integer", "maximum": 99}, "minItems": 30}
+    form = {"type": "json_schema", "json_schema": {"name": "numbers", "schema": numbers}}
+    base = {**ASK, "max_tokens": 100, "stream": True}
+    bodies = [{**base, "ignore_eos": True}, {**base, "response_format": form, "temperature": 1.0, "seed": 5}]
     with (
         cloud(tmp_path, "--exact", "--pace-step-ms", "40") as first,
         daemon(tmp_path, first.address, "--offline", "wait") as device,
     ):
-        text = _stream(device, body)
-        place = urlsplit(device.address)
-        connection = http.client.HTTPConnection(place.hostname, place.port, timeout=240)
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
-        answer = connection.getresponse()
-        begun = [answer.readline() for _ in range(8)]
+        expected = [_text(_post(device, body).read()) for body in bodies]
+        answers = [_post(device, body) for body in bodies]
+        begun = [b"".join(answer.readline() for _ in range(8)) for answer in answers]
         first.process.kill()
         first.process.wait()
         with cloud(tmp_path, "--exact", listen=first.address):
-            rest = answer.read()
-        connection.close()
-        assert _text(b"".join(begun) + rest) == text
-        assert b"[DONE]" in rest
+            whole = [beginning + answer.read() for beginning, answer in zip(begun, answers, strict=True)]
+        assert [_text(stream) for stream in whole] == expected
+        assert all(b"[DONE]" in stream for stream in whole)
 
 
-def _stream(device, body) -> str:
+def _post(device, body) -> http.client.HTTPResponse:
     place = urlsplit(device.address)
     connection = http.client.HTTPConnection(place.hostname, place.port, timeout=240)
-    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
-    stream = connection.getresponse().read()
-    connection.close()
-    return _text(stream)
+    headers = {"content-type": "application/json", "connection": "close"}  # the answer owns the socket then
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+    return connection.getresponse()
 
 
 def _text(stream: bytes) -> str:

@@ -8,8 +8,11 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
+from outrider_edge.api.token_text import Vocabulary
 from outrider_edge.api.tool_calls import FORMATS, CallDelta, ToolCallReader, tool_format
+from outrider_edge.device import bundled_pack
 
 TAGGED, LISTED, BARE = FORMATS
 ONE = '{"name": "Set", "arguments": {"to": "a }b\\" [", "at": [1, {"x": null}]}}'
@@ -73,3 +76,10 @@ def test_format_is_known_by_the_template():
     assert tool_format("{{ '[TOOL_CALLS]' }}") is LISTED
     assert tool_format("<|python_tag|>") is BARE
     assert tool_format("plain") is None
+
+
+def test_marks_are_named_by_their_tokens_whether_special_or_not():
+    """A grammar library takes every added token for special; the bundled tokenizer does not call these so."""
+    vocabulary = Vocabulary(Tokenizer.from_file(str(bundled_pack() / "tokenizer.json")))
+    assert vocabulary.added(TAGGED.marks) == (("<tool_call>", 6), ("</tool_call>", 7))
+    assert vocabulary.controls(TAGGED.marks) == frozenset()
