@@ -1,4 +1,4 @@
-"""Answers of a given form, through the official client: forced calls, one call at most, JSON schemas; drafted as any."""
+"""Answers of a given form, through the official client: forced calls, JSON schemas; drafted as any other."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ def test_answer_fits_its_schema_at_any_temperature(ask, temperature):
     assert whole.finish_reason == "stop"
     streamed = "".join(chunk.choices[0].delta.content or "" for chunk in ask(**options, stream=True))
     assert streamed == ask(**options, extra_body=PLAIN).choices[0].message.content == whole.message.content
+    bad = {"name": "bad", "schema": {"type": "array", "uniqueItems": True}}
     with pytest.raises(openai.BadRequestError, match="uniqueItems"):
-        bad = {"name": "bad", "schema": {"type": "array", "uniqueItems": True}}
         ask(response_format={"type": "json_schema", "json_schema": bad})
 
 
