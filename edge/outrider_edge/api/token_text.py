@@ -78,7 +78,7 @@ class Vocabulary:
         return frozenset(id_ for _, id_ in self.added(names)) & self.control
 
     def added(self, names: Iterable[str]) -> tuple[tuple[str, int], ...]:
-        """(spelling, id) of the tokens beside the learned ones that are spelled like one of the names, hidden or not."""
+        """(spelling, id) of the tokens beside the learned ones that are spelled like one of the names."""
         wanted = set(names)
         return tuple((name, id_) for id_, name in sorted(self._literal.items()) if name in wanted)
 
