@@ -3,16 +3,19 @@
 import math
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from outrider_cloud.fleet.bench.gates import Change, Scene, roll_out, upper_bound
 from outrider_cloud.fleet.rollout.evidence import (
     Baseline,
     Evidence,
     Window,
     added,
     quantile_bucket,
+    slow_edge,
     slow_share,
 )
 from outrider_cloud.fleet.rollout.sequential import BettingTest
@@ -93,7 +96,7 @@ def test_slower_answers_are_found_and_survive_a_restart():
         line = line.plus(Window("d", 0.8, (0, 50, 3, 0)))
     lines = {"canary": line, "control": line}
     evidence = Evidence(Gates(), lines, frozenset({"canary"}))
-    assert evidence.reference == 2
+    assert evidence.reference == 1, "the last edge with 5 % or more above it"
     for step in range(60):
         evidence.observe(Window("canary", 0.8, (0, 20, 10, 20)), canary=True)
         evidence.observe(Window("control", 0.8, (0, 47, 3, 0)), canary=False)
@@ -117,3 +120,26 @@ def test_histograms_add_up(one, other):
     bucket = quantile_bucket(total, 0.95)
     share = slow_share(total, bucket)
     assert share is None or share <= 0.05 + 1e-9
+
+
+def test_slow_answers_are_those_beyond_the_edge_before_the_p95_if_that_is_not_most_of_them():
+    assert slow_edge((0, 80, 14, 6)) == 2
+    assert slow_edge((0, 80, 16, 4)) == 1, "the p95 lies in bucket 2, whose end only 4 % are beyond"
+    assert slow_edge((0, 97, 3)) == 1, "beyond bucket 0 lies everything"
+    assert slow_edge(()) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "gate"),
+    [(Change("x", 0.2), "acceptance"), (Change("x", slower=1.5), "latency")],
+    ids=["acceptance", "latency"],
+)
+def test_a_simulated_roll_out_of_a_worse_draft_is_caught_and_of_the_same_is_not(change, gate):
+    rng = np.random.default_rng(1)
+    assert roll_out(Scene(), Gates(), change, 100, rng, gate)[gate] is not None
+    assert roll_out(Scene(), Gates(), Change(""), 100, rng) == {"acceptance": None, "latency": None}
+
+
+def test_an_upper_bound_of_nothing_seen_is_not_nothing():
+    assert upper_bound(0, 1000) == pytest.approx(0.0027, abs=1e-4)
+    assert upper_bound(10, 1000) == pytest.approx(0.0166, abs=1e-3)

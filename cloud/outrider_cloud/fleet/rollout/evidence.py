@@ -8,8 +8,9 @@ which bucket of time per token. Rules:
    other than drafts do. A device with a baseline of fewer than `min_baseline` windows takes no part.
 3. Windows pair up in the order in which they come, one of a canary device with one of a control device. What waits too
    long for a partner is forgotten, so that both of a pair are of about the same time.
-4. The margin grows by two standard errors of the canary devices' baselines: their error does not average out over a
-   roll-out, and would be taken for a loss.
+4. Both margins grow by two standard errors of the baselines' means: their error does not average out over a roll-out,
+   and would be taken for a loss.
+5. An answer is slow if its time per token is above an edge near the p95 of before (`slow_edge`), chosen once.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 MIN_TRIED = 20
 _WAITING = 64
+_MOST_SLOW = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,14 @@ class Baseline:
         variance = max(0.0, self.square / self.windows - self.mean**2) * self.windows / (self.windows - 1)
         return math.sqrt(variance / self.windows)
 
+    def slow_error(self, bucket: int) -> float:
+        """Standard error of its share of answers above that bucket; a share of 0 or 1 is not taken for certain."""
+        answers = sum(self.latency)
+        if not answers:
+            return math.inf
+        share = (sum(self.latency[bucket + 1 :]) + 1) / (answers + 2)
+        return math.sqrt(share * (1 - share) / answers)
+
 
 def added(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
     """Two histograms as one."""
@@ -104,6 +114,23 @@ def slow_share(counts: Sequence[int], bucket: int) -> float | None:
     return sum(counts[bucket + 1 :]) / total if total else None
 
 
+def slow_edge(counts: Sequence[int]) -> int:
+    """The bucket above which an answer is slow: the last that leaves 5 % of the answers or more above it.
+
+    Buckets are a third wide. The one that holds the p95 may end far above it, and a moderate loss then stays within it;
+    the one before may leave nearly everything above (all answers in one bucket), and then a loss changes nothing.
+    """
+    bucket = quantile_bucket(counts, 0.95)
+    before = slow_share(counts, bucket - 1) if bucket else None
+    return bucket - 1 if before is not None and before <= _MOST_SLOW else bucket
+
+
+def _doubt(canaries: Sequence[float], controls: Sequence[float]) -> float:
+    """Two standard errors of the difference of both groups' means."""
+    finite = [[error for error in errors if math.isfinite(error)] for errors in (canaries, controls)]
+    return 2 * math.sqrt(sum(sum(error**2 for error in group) / len(group) ** 2 for group in finite if group))
+
+
 @dataclass(slots=True)
 class Evidence:
     """The tests of one roll-out. Make it when the roll-out starts, with every baseline.
@@ -126,14 +153,15 @@ class Evidence:
         gates = self.gates
         usable = {name: line for name, line in self.baselines.items() if line.windows >= gates.min_baseline}
         self.baselines = usable
-        errors = [line.error for name, line in usable.items() if name in self.canaries and math.isfinite(line.error)]
-        doubt = 2 * math.sqrt(sum(error**2 for error in errors)) / len(errors) if errors else 0.0
-        self.acceptance = BettingTest(gates.alpha, gates.acceptance_margin + doubt)
-        self.latency = BettingTest(gates.alpha, gates.latency_margin)
         pooled: tuple[int, ...] = ()
         for line in usable.values():
             pooled = added(pooled, line.latency)
-        self.reference = quantile_bucket(pooled, 0.95)
+        self.reference = slow_edge(pooled)
+        groups = [[line for name, line in usable.items() if (name in self.canaries) is new] for new in (True, False)]
+        doubt = _doubt(*([line.error for line in group] for group in groups))
+        self.acceptance = BettingTest(gates.alpha, gates.acceptance_margin + doubt)
+        doubt = _doubt(*([line.slow_error(self.reference) for line in group] for group in groups))
+        self.latency = BettingTest(gates.alpha, gates.latency_margin + doubt)
         self._queues = {(kind, canary): deque(maxlen=_WAITING) for kind in ("a", "l") for canary in (False, True)}
 
     def observe(self, window: Window, *, canary: bool) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from outrider_cloud.fleet.rollout.states import MemberState
+from outrider_shared.fleet.messages import LATENCY_EDGES_MS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,7 +53,12 @@ def _metrics(gates: Gates, evidence: Evidence) -> Breach | None:
     if gates.latency and test.alarmed:
         return Breach(
             "latency",
-            f"{100 * test.mean_loss:.1f} % more answers than control's are slower than the p95 of before, over "
-            f"{test.pairs} pairs of windows (p {test.p_value:.2g}, tolerated {100 * test.margin:.1f} %)",
+            f"{100 * test.mean_loss:.1f} % more answers than control's took over {_edge_ms(evidence.reference):g} ms "
+            f"per token, over {test.pairs} pairs of windows (p {test.p_value:.2g}, tolerated "
+            f"{100 * test.margin:.1f} %)",
         )
     return None
+
+
+def _edge_ms(bucket: int) -> float:
+    return LATENCY_EDGES_MS[min(bucket, len(LATENCY_EDGES_MS) - 1)]

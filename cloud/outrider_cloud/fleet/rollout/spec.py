@@ -48,7 +48,7 @@ class Gates:
         acceptance, latency: Whether canary is tested against control on these.
         alpha: Probability of a false alarm of each of both tests, over the whole roll-out.
         acceptance_margin: Loss of acceptance rate that is tolerated.
-        latency_margin: Share of answers slower than control's p95 that is tolerated on top of control's.
+        latency_margin: Share of slow answers (those beyond about the p95 of before) tolerated on top of control's.
         min_pairs: Pairs of windows that a stage needs before it may pass; 0 switches that off.
         min_baseline: Windows of the old draft that a device must have shown before it takes part in these tests.
     """

@@ -1,0 +1,94 @@
+"""The commands `outrider bench fleet ...`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from outrider_cloud.fleet.bench.gates import bench_gates
+from outrider_cloud.fleet.bench.place import place
+from outrider_shared.cli import TypedErrors
+from outrider_shared.logs import configure_logs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_console = Console(stderr=True)
+
+
+@click.group(cls=TypedErrors)
+def fleet() -> None:
+    """The fleet plane: its gates, its registry, and its devices under load."""
+    configure_logs()
+
+
+def result_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where the result goes."""
+    file = click.Path(path_type=Path, dir_okay=False)
+    for option in (
+        click.option("--out", type=file, help="Write the result there as JSON, too."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+    ):
+        command = option(command)
+    return command
+
+
+def told(result: dict[str, Any], tables: dict[str, str], out: Path | None, *, as_json: bool) -> None:
+    """Write and print a result; `tables` names its lists of rows and their columns."""
+    result = place() | result
+    if out is not None:
+        out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    console = Console(width=None if _console.is_terminal else 160)
+    for name, columns in tables.items():
+        table = Table(*columns.split(), title=name.replace("_", " "), box=None, header_style="bold")
+        for row in result[name]:
+            table.add_row(*(_cell(row.get(column)) for column in columns.split()))
+        console.print(table)
+    for name, value in result.items():
+        if isinstance(value, int | float | str):
+            console.print(f"{name}: {_cell(value)}")
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@fleet.command()
+@click.option(
+    "--runs",
+    type=click.IntRange(10),
+    default=1000,
+    show_default=True,
+    help="Roll-outs simulated for each row of the first table, and a fifth of that for the second.",
+)
+@click.option(
+    "--pairs",
+    type=click.IntRange(10),
+    default=400,
+    show_default=True,
+    help="Pairs of windows that a roll-out without an alarm lasts.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of chance.")
+@result_options
+def gates(runs: int, pairs: int, seed: int, *, out: Path | None, as_json: bool) -> None:
+    """False alarms of canary against control, and how many windows find a loss."""
+    with _console.status("simulating") as status:
+        result = bench_gates(runs, pairs, seed, status.update)
+    tables = {
+        "false_alarms": "case gate alpha runs alarms share share_upper_95",
+        "losses": "change gate runs found pairs_median pairs_p95 pairs_median_of_either_gate windows_per_canary_median",
+    }
+    told(result, tables, out, as_json=as_json)
+
+
+if __name__ == "__main__":
+    sys.exit(fleet())
