@@ -28,7 +28,7 @@ from outrider_cloud.fleet.rollout.evidence import Window
 from outrider_cloud.fleet.rollout.spec import Spec
 from outrider_cloud.fleet.rollout.states import RolloutState
 from outrider_shared.errors import OutriderError, UnavailableError
-from outrider_shared.fleet.messages import Reported, Telemetry, UpdateStatus
+from outrider_shared.fleet.messages import Info, Reported, Telemetry, UpdateStatus
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from outrider_shared.ids import DeviceId
 
 _log = structlog.get_logger()
+_SWEEP_S = 60.0
+_JOIN_S = 15.0
 _http = urllib3.PoolManager()
 
 
@@ -65,6 +67,7 @@ class _Live:
     sha256: str
     evidence: Evidence
     dirty: bool = False
+    join_at: float = 0.0  # when devices that came late are looked for again
 
 
 @dataclass(slots=True)
@@ -124,6 +127,9 @@ class Controller:
         for arrived in kept:
             if isinstance(arrived.message, Telemetry):
                 self._feed(arrived.device, arrived.message)
+            elif isinstance(arrived.message, Info):
+                for found in self._live.values():
+                    found.join_at = 0.0
         return len(kept)
 
     def _progress(self, connection: Connection, arrived: Arrived) -> None:
@@ -167,10 +173,11 @@ class Controller:
 
     def _tick(self, now: float) -> bool:
         moved = False
-        with self.database.transaction() as connection:
-            if now >= self._next_sweep:
-                devices.forget_old(connection, now - self.config.keep_days * 86400)
-                self._next_sweep = now + 3600
+        if now >= self._next_sweep:
+            with self.database.transaction() as connection:
+                removed = devices.forget_old(connection, now - self.config.keep_days * 86400)
+            self._next_sweep = now + (0 if removed else _SWEEP_S)
+        with self.database.reading() as connection:
             rows = rollouts.live(connection)
         for gone in self._live.keys() - {row.id for row in rows if row.state == RolloutState.RUNNING}:
             del self._live[gone]
@@ -187,12 +194,14 @@ class Controller:
             if found is None:
                 found = _Live(Spec.read(row.spec).sha256, rollouts.evidence_of(connection, row))
                 self._live[name] = found
-            if rollouts.join_late(connection, row):
-                found.evidence = rollouts.evidence_of(connection, row)
-            evidence = found.evidence
             if found.dirty:
-                rollouts.save_evidence(connection, name, evidence)
+                rollouts.save_evidence(connection, name, found.evidence)
                 found.dirty = False
+            if now >= found.join_at:
+                found.join_at = now + _JOIN_S
+                if rollouts.join_late(connection, row):
+                    found.evidence = rollouts.evidence_of(connection, rollouts.load(connection, name))
+            evidence = found.evidence
         decided = decide(now, Spec.read(row.spec), rollouts.view(connection, row, now), evidence)
         rollouts.carry_out(connection, row, decided, now)
         if decided.state is not None:
@@ -216,7 +225,7 @@ class Controller:
             self.counters.published += len(documents)
 
     def _pending(self) -> list[Desired]:
-        with self.database.transaction() as connection:
+        with self.database.reading() as connection:
             return desired.pending(connection, self.config.epoch)
 
     def _published(self, numbers: list[tuple[str, int]]) -> None:
@@ -229,7 +238,7 @@ class Controller:
         await asyncio.to_thread(self._deliver)
 
     def _deliver(self) -> None:
-        with self.database.transaction() as connection:
+        with self.database.reading() as connection:
             owed = webhooks.due(connection)
         for row in owed:
             error = _post(row.url, row.secret, json.dumps(row.body, sort_keys=True).encode())

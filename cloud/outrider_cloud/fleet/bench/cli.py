@@ -13,6 +13,7 @@ from rich.table import Table
 
 from outrider_cloud.fleet.bench.gates import bench_gates
 from outrider_cloud.fleet.bench.place import place
+from outrider_cloud.fleet.bench.registry import RegistryPlan, bench_registry
 from outrider_shared.cli import TypedErrors
 from outrider_shared.logs import configure_logs
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _console = Console(stderr=True)
+_REGISTRY = RegistryPlan()
 
 
 @click.group(cls=TypedErrors)
@@ -86,6 +88,33 @@ def gates(runs: int, pairs: int, seed: int, *, out: Path | None, as_json: bool) 
     tables = {
         "false_alarms": "case gate alpha runs alarms share share_upper_95",
         "losses": "change gate runs found pairs_median pairs_p95 pairs_median_of_either_gate windows_per_canary_median",
+    }
+    told(result, tables, out, as_json=as_json)
+
+
+@fleet.command()
+@click.option(
+    "--devices", type=click.IntRange(10), default=_REGISTRY.devices, show_default=True, help="In the registry."
+)
+@click.option(
+    "--windows", type=click.IntRange(1), default=_REGISTRY.windows, show_default=True, help="Of telemetry of each."
+)
+@click.option(
+    "--repeats",
+    type=click.IntRange(2),
+    default=_REGISTRY.repeats,
+    show_default=True,
+    help="How often each view is asked for.",
+)
+@click.option("--seed", type=int, default=_REGISTRY.seed, show_default=True, help="Of chance.")
+@result_options
+def registry(*, out: Path | None, as_json: bool, **plan: int) -> None:
+    """A registry of many devices: messages taken per second, and how soon the page is answered."""
+    with _console.status("preparing") as status:
+        result = bench_registry(RegistryPlan(**plan), status.update)
+    tables = {
+        "ingest": "messages count per_s per_core_s cpu_us_each",
+        "views": "view requests bytes p50_ms p95_ms max_ms",
     }
     told(result, tables, out, as_json=as_json)
 

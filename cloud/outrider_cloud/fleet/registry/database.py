@@ -2,6 +2,9 @@
 
 SQLite runs with a write-ahead log and one writer; what is committed survives a crash of this process, and of the
 machine but for the last moments (`synchronous=NORMAL`): devices say their state again, so nothing is lost for good.
+
+A `transaction` takes the writer's lock at once, so that two never wait for each other in a circle. `reading` takes no
+lock: it sees the registry as it was at its first query, however long the writer takes.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+_READING = "outrider_reading"
 
 
 def sqlite_url(path: Path) -> str:
@@ -70,6 +74,21 @@ class Database:
         except SQLAlchemyError as error:
             raise StorageError(f"the registry did not take it: {_said(error)}") from error
 
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """One moment of the registry (PostgreSQL: of each query), to be read only.
+
+        Raises:
+            StorageError: if the database is gone, or something is written all the same.
+        """
+        try:
+            with self.engine.connect() as connection:
+                connection.execution_options(**{_READING: True, "postgresql_readonly": True})
+                with connection.begin():
+                    yield connection
+        except SQLAlchemyError as error:
+            raise StorageError(f"the registry cannot be read: {_said(error)}") from error
+
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
@@ -99,14 +118,26 @@ def _engine(dsn: str) -> Engine:
         raise ConfigError(f"no driver for {kind}: {error}", hint="pip install 'outrider[fleet]'") from error
     if kind == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+        event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # the driver's own BEGIN comes too late; see the listener on "begin"
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=10000", "foreign_keys=ON"):
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=NORMAL",
+        "busy_timeout=10000",
+        "foreign_keys=ON",
+        "cache_size=-65536",
+    ):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    reading = connection.get_execution_options().get(_READING, False)
+    connection.exec_driver_sql(f"PRAGMA query_only={int(reading)}")
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
 
 def _said(error: SQLAlchemyError) -> str:

@@ -7,13 +7,14 @@ acknowledged) and counts it once: the numbers it compares with stand in the same
 from __future__ import annotations
 
 import time
+from collections import Counter, defaultdict
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from outrider_cloud.fleet.registry.tables import devices, groups, telemetry
+from outrider_cloud.fleet.registry.tables import devices, groups, minutes, telemetry
 from outrider_cloud.fleet.rollout.evidence import Baseline, Window
 from outrider_shared.errors import ConfigError
 from outrider_shared.fleet.messages import Info, Presence, Reported, Telemetry, UpdateStatus
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from outrider_cloud.fleet.plane import Arrived
 
 _SMOOTH = 0.2
+_SUMMED = ("requests", "tokens", "cloud_steps")
 
 
 def take(connection: Connection, batch: Sequence[Arrived]) -> list[Arrived]:
@@ -45,6 +47,7 @@ def take(connection: Connection, batch: Sequence[Arrived]) -> list[Arrived]:
         _upsert(connection, [rows[device] for device in sorted(changed)])
     if windows:
         connection.execute(insert(telemetry), windows)
+        _add_minutes(connection, windows)
     return kept
 
 
@@ -64,6 +67,18 @@ def _upsert(connection: Connection, rows: list[dict[str, Any]]) -> None:
         index_elements=["id"], set_={name: statement.excluded[name] for name in _EMPTY if name != "id"}
     )
     connection.execute(statement, filled)
+
+
+def _add_minutes(connection: Connection, windows: Sequence[Mapping[str, Any]]) -> None:
+    """Sums by the minute, so that the last hour of many devices is read from sixty rows."""
+    sums: dict[int, Counter[str]] = defaultdict(Counter)
+    for window in windows:
+        sums[int(window["at"] // 60)].update({"windows": 1, **{name: window[name] for name in _SUMMED}})
+    make = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    for minute, added in sorted(sums.items()):
+        more = {minutes.c[name]: minutes.c[name] + added[name] for name in ("windows", *_SUMMED)}
+        statement = make(minutes).values(minute=minute, **{name: added[name] for name in ("windows", *_SUMMED)})
+        connection.execute(statement.on_conflict_do_update(index_elements=["minute"], set_=more))
 
 
 def _default(column: Any) -> Any:
@@ -126,7 +141,7 @@ def _telemetry(row: dict[str, Any], message: Telemetry) -> bool:
     row["lost"] = row.get("lost", 0) + max(0, message.seq - expected)
     row.update(tele_bd=message.bd, tele_seq=message.seq)
     _active(row, message.active)
-    for name in ("requests", "tokens", "cloud_steps"):
+    for name in _SUMMED:
         row[name] = row.get(name, 0) + getattr(message, name)
     window = Window.of(row["id"], message.tried, message.taken, message.token_ms)
     _set_baseline(row, _baseline_of(row, message.active.sha256).plus(window), message.active.sha256)
@@ -169,9 +184,14 @@ def _window_row(arrived: Arrived) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def forget_old(connection: Connection, before: float) -> int:
-    """Remove telemetry older than that; returns how many windows."""
-    return connection.execute(delete(telemetry).where(telemetry.c.at < before)).rowcount
+def forget_old(connection: Connection, before: float, most: int = 20_000) -> int:
+    """Remove telemetry older than that, the oldest first; returns how many windows.
+
+    At most so many: a transaction that removes a day of a large fleet would keep every message waiting.
+    """
+    connection.execute(delete(minutes).where(minutes.c.minute < int(before // 60)))
+    old = select(telemetry.c.id).where(telemetry.c.at < before).order_by(telemetry.c.at).limit(most)
+    return connection.execute(delete(telemetry).where(telemetry.c.id.in_(old.scalar_subquery()))).rowcount
 
 
 def selection(device_class: str = "", group: str = "", *, connection: Connection) -> Select[Any]:
@@ -201,31 +221,36 @@ def set_group(connection: Connection, name: str, members: list[str], labels: dic
 
 
 def overview(connection: Connection, since: float) -> dict[str, Any]:
-    """The fleet at a glance: counts, versions, and sums of the telemetry since then."""
-    counts = connection.execute(
-        select(func.count(), func.sum(devices.c.online.cast(devices.c.cpus.type)), func.avg(devices.c.acceptance))
-    ).one()
+    """The fleet at a glance: counts, versions, and sums of the telemetry since then (to the minute)."""
+    column = devices.c
     versions = connection.execute(
-        select(devices.c.active_target, devices.c.active_name, func.count(), func.avg(devices.c.acceptance))
-        .group_by(devices.c.active_target, devices.c.active_name)
-        .order_by(func.count().desc())
-    ).all()
-    totals = connection.execute(
-        select(func.sum(devices.c.tokens), func.sum(devices.c.cloud_steps), func.sum(devices.c.requests),
-               func.sum(devices.c.lost))
-    ).one()  # fmt: skip
+        select(
+            column.active_target, column.active_name, func.count(), func.sum(column.online.cast(column.cpus.type)),
+            func.count(column.acceptance), func.sum(column.acceptance), func.sum(column.tokens),
+            func.sum(column.cloud_steps), func.sum(column.requests), func.sum(column.lost),
+        ).group_by(column.active_target, column.active_name)
+    ).all()  # fmt: skip
     recent = connection.execute(
-        select(func.sum(telemetry.c.tokens), func.sum(telemetry.c.cloud_steps), func.count()).where(
-            telemetry.c.at >= since
+        select(func.sum(minutes.c.tokens), func.sum(minutes.c.cloud_steps), func.sum(minutes.c.windows)).where(
+            minutes.c.minute >= int(since // 60)
         )
     ).one()
+    # Sums come as Decimal from PostgreSQL.
+    totals = [sum(row[place] or 0 for row in versions) for place in range(2, 10)]
     return {
-        "devices": counts[0], "online": int(counts[1] or 0), "acceptance": counts[2],
-        "versions": [{"target": t, "name": n, "devices": c, "acceptance": a} for t, n, c, a in versions],
-        "tokens": totals[0] or 0, "cloud_steps": totals[1] or 0, "requests": totals[2] or 0, "lost": totals[3] or 0,
-        "recent": {"tokens": recent[0] or 0, "cloud_steps": recent[1] or 0, "windows": recent[2]},
+        "devices": int(totals[0]), "online": int(totals[1]), "acceptance": _mean(totals[3], totals[2]),
+        "versions": [
+            {"target": row[0], "name": row[1], "devices": row[2], "acceptance": _mean(row[5], row[4])}
+            for row in sorted(versions, key=lambda row: (-row[2], row[0]))
+        ],
+        "tokens": int(totals[4]), "cloud_steps": int(totals[5]), "requests": int(totals[6]), "lost": int(totals[7]),
+        "recent": dict(zip(("tokens", "cloud_steps", "windows"), (int(value or 0) for value in recent), strict=True)),
         "at": time.time(),
     }  # fmt: skip
+
+
+def _mean(total: float | None, count: int) -> float | None:
+    return float(total) / count if total is not None and count else None
 
 
 def mark_all_offline(connection: Connection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ BACK = "/back"
 BUNDLED = "bundled"
 _NO_HASH = "0" * 64
 _CONTROLLER = "controller"
+_FOR_MEMBERS = frozenset({
+    "id", "active_sha256", "base_sha256", "base_windows", "base_total", "base_square", "base_latency",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +191,9 @@ def join_late(connection: Connection, row: Row[Any]) -> int:
 
 def _add_members(connection: Connection, name: str, spec: Spec, *, first_stage: int, late: bool = False) -> int:
     chosen = selection(spec.device_class, spec.group, connection=connection)
-    known = select(members.c.device).where(members.c.rollout == name)
-    found = connection.execute(chosen.where(devices.c.id.not_in(known))).all()
+    known = select(members.c.device).where((members.c.rollout == name) & (members.c.device == devices.c.id))
+    wanted = [column for column in devices.c if column.name in _FOR_MEMBERS]
+    found = connection.execute(chosen.where(~known.exists()).with_only_columns(*wanted)).all()
     ordered = sorted(found, key=lambda device: _place(name, device.id))
     total, now, rows = len(ordered), time.time(), []
     for index, device in enumerate(ordered):
@@ -211,9 +216,7 @@ def _add_members(connection: Connection, name: str, spec: Spec, *, first_stage: 
 
 def _place(name: str, device: str) -> bytes:
     """Where a device stands in the order of a roll-out: by lot, the same whenever it is drawn."""
-    from hashlib import sha256  # noqa: PLC0415 - beside its one use
-
-    return sha256(f"{name}\0{device}".encode()).digest()
+    return hashlib.sha256(f"{name}\0{device}".encode()).digest()
 
 
 def evidence_of(connection: Connection, row: Row[Any]) -> Evidence:

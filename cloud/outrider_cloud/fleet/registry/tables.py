@@ -37,7 +37,7 @@ devices = Table(
     Column("tokenizer", String(64), nullable=False, default=""),
     Column("cpus", Integer, nullable=False, default=0),
     Column("memory_bytes", _Number, nullable=False, default=0),
-    Column("online", Boolean, nullable=False, default=False, index=True),
+    Column("online", Boolean, nullable=False, default=False),
     Column("bd", _Number, nullable=False, default=-1),
     Column("since", Float, nullable=False, default=0.0),
     Column("seen", Float, nullable=False, default=0.0),
@@ -63,6 +63,20 @@ devices = Table(
     Column("acceptance", Float, nullable=True),
     Column("p95_ms", Float, nullable=True),
     Index("ix_devices_active", "active_sha256"),
+    # All that the glance sums up, in the order in which it groups: it reads this and no device's row.
+    Index(
+        "ix_devices_glance",
+        "active_target",
+        "active_name",
+        "online",
+        "acceptance",
+        "tokens",
+        "cloud_steps",
+        "requests",
+        "lost",
+    ),
+    Index("ix_devices_online_id", "online", "id"),
+    Index("ix_devices_target_id", "active_target", "id"),
 )
 
 telemetry = Table(
@@ -88,6 +102,16 @@ telemetry = Table(
     Column("memory_bytes", _Number, nullable=True),
     Index("ix_telemetry_device_at", "device", "at"),
     Index("ix_telemetry_at", "at"),
+)
+
+minutes = Table(
+    "minutes",
+    metadata,
+    Column("minute", _Number, primary_key=True, autoincrement=False),  # since 1970, UTC
+    Column("windows", _Number, nullable=False, default=0),
+    Column("requests", _Number, nullable=False, default=0),
+    Column("tokens", _Number, nullable=False, default=0),
+    Column("cloud_steps", _Number, nullable=False, default=0),
 )
 
 groups = Table(
@@ -148,7 +172,7 @@ members = Table(
     Column("message", Text, nullable=False, default=""),
     Column("before", JSON, nullable=True),
     Column("baseline", JSON, nullable=True),
-    Index("ix_members_stage_state", "rollout", "stage", "state"),
+    Index("ix_members_stage_state", "rollout", "stage", "state", "changed", "device"),
     Index("ix_members_device", "device"),
 )
 

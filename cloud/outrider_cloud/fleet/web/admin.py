@@ -34,7 +34,7 @@ class WebhookBody(BaseModel):
 @router.get("/me")
 def me(found: Found, who: Viewer) -> dict[str, Any]:
     """Who asks."""
-    with found.controller.database.transaction() as connection:
+    with found.controller.database.reading() as connection:
         row = connection.execute(select(tables.tokens).where(tables.tokens.c.name == who)).one()
     return {"name": who, "role": row.role, "expires": row.expires}
 
@@ -69,7 +69,7 @@ def audit(
         chosen = chosen.where(tables.audit.c.subject == subject)
     if before is not None:
         chosen = chosen.where(tables.audit.c.id < before)
-    with found.controller.database.transaction() as connection:
+    with found.controller.database.reading() as connection:
         return {"audit": [dict(row._mapping) for row in connection.execute(chosen)]}  # noqa: SLF001 - public API
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from typing import Annotated, Any
@@ -17,7 +18,6 @@ from outrider_shared.fleet.messages import Command, CommandName
 from outrider_shared.ids import parse_device_id
 
 router = APIRouter(prefix="/api")
-_HOUR = 3600
 _HIDDEN = frozenset({"base_latency", "base_total", "base_square", "base_windows", "base_sha256", "config"})
 
 
@@ -43,8 +43,7 @@ def _told(row: Any) -> dict[str, Any]:
 @router.get("/overview")
 def overview(found: Found, _who: Viewer) -> dict[str, Any]:
     """The fleet at a glance."""
-    with found.controller.database.transaction() as connection:
-        return devices.overview(connection, time.time() - _HOUR)
+    return found.glance.overview()
 
 
 @router.get("/devices")
@@ -55,11 +54,15 @@ def list_devices(
     group: str = "",
     online: bool | None = None,
     version: str = "",
+    after: str = "",
     offset: Annotated[int, Query(ge=0)] = 0,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> dict[str, Any]:
-    """Devices by name; `version` is the target of the draft they run."""
-    with found.controller.database.transaction() as connection:
+    """Devices by name; `version` is the target of the draft they run.
+
+    `after` is the `next` of the answer before: to read a large fleet to its end. `offset` is for pages of a table.
+    """
+    with found.controller.database.reading() as connection:
         chosen = devices.selection("", group, connection=connection)
         columns = tables.devices.c
         if search:
@@ -69,15 +72,22 @@ def list_devices(
             chosen = chosen.where(columns.online == online)
         if version:
             chosen = chosen.where(columns.active_target == version)
-        total = connection.execute(select(func.count()).select_from(chosen.order_by(None).subquery())).scalar_one()
-        rows = connection.execute(chosen.offset(offset).limit(limit)).all()
-    return {"total": total, "devices": [_told(row) for row in rows]}
+        total = connection.execute(chosen.order_by(None).with_only_columns(func.count())).scalar_one()
+        if after:
+            chosen = chosen.where(columns.id > after)
+        # Names first, from an index: of the devices before `offset` nothing else is read.
+        names = chosen.with_only_columns(columns.id).offset(offset).limit(limit).subquery()
+        rows = connection.execute(
+            select(tables.devices).join(names, names.c.id == columns.id).order_by(columns.id)
+        ).all()
+    told = [_told(row) for row in rows]
+    return {"total": total, "devices": told, "next": told[-1]["id"] if len(told) == limit else None}
 
 
 @router.get("/devices/{device}")
 def one_device(found: Found, _who: Viewer, device: str) -> dict[str, Any]:
     """What a device is and is to be."""
-    with found.controller.database.transaction() as connection:
+    with found.controller.database.reading() as connection:
         row = connection.execute(select(tables.devices).where(tables.devices.c.id == device)).one_or_none()
         if row is None:
             raise ConfigError(f"no device {device!r}", hint="outrider fleet device list")
@@ -104,7 +114,7 @@ def telemetry(
     """Its newest windows, oldest first."""
     columns = tables.telemetry.c
     mine = select(tables.telemetry).where((columns.device == device) & (columns.at > since))
-    with found.controller.database.transaction() as connection:
+    with found.controller.database.reading() as connection:
         rows = connection.execute(mine.order_by(columns.at.desc(), columns.id.desc()).limit(limit)).all()
     return {"windows": [dict(row._mapping) for row in reversed(rows)]}  # noqa: SLF001
 
@@ -134,8 +144,12 @@ def configure_many(found: Found, who: Operator, config: dict[str, Any], group: s
 async def command(found: Found, who: Operator, device: str, body: CommandBody) -> dict[str, Any]:
     """Tell a device to do something now, and wait for its answer."""
     name, now = parse_device_id(device), time.time()
-    with found.controller.database.transaction() as connection:
-        access.note(connection, who, f"command.{body.name.value}", name, args=body.args)
+
+    def note() -> None:
+        with found.controller.database.transaction() as connection:
+            access.note(connection, who, f"command.{body.name.value}", name, args=body.args)
+
+    await asyncio.to_thread(note)
     order = Command(secrets.token_hex(8), name, body.name, now, now + body.timeout_s, body.args)
     result = await found.plane.command(order, body.timeout_s)
     return {"id": result.id, "code": result.code, "message": result.message, "output": result.output}
@@ -144,7 +158,7 @@ async def command(found: Found, who: Operator, device: str, body: CommandBody) -
 @router.get("/groups")
 def list_groups(found: Found, _who: Viewer) -> dict[str, Any]:
     """All groups."""
-    with found.controller.database.transaction() as connection:
+    with found.controller.database.reading() as connection:
         rows = connection.execute(select(tables.groups).order_by(tables.groups.c.name)).all()
     return {"groups": [dict(row._mapping) for row in rows]}  # noqa: SLF001
 

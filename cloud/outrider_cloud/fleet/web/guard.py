@@ -44,11 +44,11 @@ def _caller(role: Role) -> Callable[[Request, Services], str]:
         if scheme.lower() != "bearer" or not token:
             raise TokenError("this needs a token", hint="send `Authorization: Bearer TOKEN`")
         database = found.controller.database
-        with database.transaction() as connection:
+        with database.reading() as connection:
             known = access.who(connection, token.strip())
-            if known is None:
-                access.note(connection, "unknown", "access.refused", request.url.path, reason="unknown token")
         if known is None:
+            with database.transaction() as connection:
+                access.note(connection, "unknown", "access.refused", request.url.path, reason="unknown token")
             raise TokenError("nobody has this token, or it is past its date", hint="ask an approver for one")
         name, has = known
         if not has.allows(role):

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
-from outrider_cloud.fleet.registry import devices
 from outrider_cloud.fleet.web.guard import Found, Viewer
 
 if TYPE_CHECKING:
@@ -31,12 +29,7 @@ async def live(found: Found, _who: Viewer) -> StreamingResponse:
 
 async def _events(found: Services) -> AsyncIterator[str]:
     while True:
-        overview = await asyncio.to_thread(_overview, found)
+        overview = await asyncio.to_thread(found.glance.overview)
         yield f"data: {json.dumps(overview)}\n\n"
         await asyncio.sleep(_LEAST_S)
         await found.controller.changed(_MOST_S)
-
-
-def _overview(found: Services) -> dict[str, object]:
-    with found.controller.database.transaction() as connection:
-        return devices.overview(connection, time.time() - 3600)

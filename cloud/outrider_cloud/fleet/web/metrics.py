@@ -12,26 +12,26 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 
-from outrider_cloud.fleet.registry import devices, tables
+from outrider_cloud.fleet.registry import tables
 from outrider_cloud.fleet.web.guard import Found
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from outrider_cloud.fleet.controller import Controller
+    from outrider_cloud.fleet.web.state import Services
 
 router = APIRouter()
 
 
 class _Fleet(Collector):
-    def __init__(self, controller: Controller) -> None:
-        self._controller = controller
+    def __init__(self, services: Services) -> None:
+        self._services = services
 
     def collect(self) -> Iterable[Metric]:
         """All metrics, read from the registry now."""
-        counters = self._controller.counters
-        with self._controller.database.transaction() as connection:
-            overview = devices.overview(connection, 0)
+        controller = self._services.controller
+        counters, overview = controller.counters, self._services.glance.overview()
+        with controller.database.reading() as connection:
             states = connection.execute(
                 select(tables.rollouts.c.state, func.count()).group_by(tables.rollouts.c.state)
             ).all()
@@ -54,5 +54,5 @@ class _Fleet(Collector):
 def metrics(found: Found) -> Response:
     """For Prometheus; no names of devices or people."""
     registry = CollectorRegistry()
-    registry.register(_Fleet(found.controller))
+    registry.register(_Fleet(found))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
 from outrider_cloud.fleet.registry import rollouts, tables
 from outrider_cloud.fleet.rollout.evidence import Evidence
 from outrider_cloud.fleet.rollout.spec import Spec
 from outrider_cloud.fleet.web.guard import Approver, Found, Operator, Viewer
+from outrider_cloud.fleet.web.state import Services
 from outrider_shared.errors import ConfigError
 
 router = APIRouter(prefix="/api/rollouts")
@@ -35,7 +38,7 @@ class Agreement(BaseModel):
 @router.get("")
 def list_all(found: Found, _who: Viewer) -> dict[str, Any]:
     """All roll-outs, newest first."""
-    with found.controller.database.transaction() as connection:
+    with found.controller.database.reading() as connection:
         rows = connection.execute(select(tables.rollouts).order_by(tables.rollouts.c.created.desc()).limit(200)).all()
         grouped = connection.execute(
             select(tables.members.c.rollout, tables.members.c.state, func.count()).group_by(
@@ -67,7 +70,7 @@ def create(found: Found, who: Operator, body: SpecBody) -> dict[str, Any]:
 def one(found: Found, _who: Viewer, name: str) -> dict[str, Any]:
     """A roll-out with its stages, its gates' evidence and what happened."""
     members, columns = tables.members, tables.members.c
-    with found.controller.database.transaction() as connection:
+    with found.controller.database.reading() as connection:
         row = rollouts.load(connection, name)
         grouped = connection.execute(
             select(columns.stage, columns.state, func.count())
@@ -108,7 +111,7 @@ def of(
     """Its devices, those that changed last first."""
     columns = tables.members.c
     chosen = select(tables.members).where(columns.rollout == name).order_by(columns.changed.desc(), columns.device)
-    with found.controller.database.transaction() as connection:
+    with found.controller.database.reading() as connection:
         rollouts.load(connection, name)
         rows = connection.execute(chosen.offset(offset).limit(limit)).all()
     hidden = {"baseline"}
@@ -124,19 +127,24 @@ async def act(
         "submit": rollouts.submit, "pause": rollouts.pause, "resume": rollouts.resume, "abort": rollouts.abort,
         "rollback": rollouts.roll_back,
     }  # fmt: skip
-    with found.controller.database.transaction() as connection:
-        moves[verb](connection, name, who)
-        told = _told(rollouts.load(connection, name), {})
-    await found.controller.wake()
-    return told
+    return await _moved(found, name, lambda connection: moves[verb](connection, name, who))
 
 
 @router.post("/{name}/approval/decision")
 async def decide(found: Found, who: Approver, name: str, body: Agreement) -> dict[str, Any]:
     """Agree to a roll-out or to its next stage, or deny it."""
-    with found.controller.database.transaction() as connection:
-        rollouts.approve(connection, name, who, deny=body.deny)
-        told = _told(rollouts.load(connection, name), {})
+    return await _moved(found, name, lambda connection: rollouts.approve(connection, name, who, deny=body.deny))
+
+
+async def _moved(found: Services, name: str, move: Callable[[Connection], object]) -> dict[str, Any]:
+    """Move it in one transaction, beside the loop: sending a large fleet back takes a while."""
+
+    def change() -> dict[str, Any]:
+        with found.controller.database.transaction() as connection:
+            move(connection)
+            return _told(rollouts.load(connection, name), {})
+
+    told = await asyncio.to_thread(change)
     await found.controller.wake()
     return told
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from outrider_cloud.fleet.web.glance import Glance
 
 if TYPE_CHECKING:
     from outrider_cloud.fleet.artifacts.repository import Repository
@@ -17,8 +19,13 @@ class Services:
 
     Attributes:
         repository: Where the packs are; None where this service only watches.
+        glance: The overview, shared by all who look.
     """
 
     controller: Controller
     plane: Plane
     repository: Repository | None
+    glance: Glance = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "glance", Glance(self.controller.database))
