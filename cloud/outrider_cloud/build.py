@@ -19,16 +19,18 @@ from outrider_cloud.kernels.cuda.platform import cuda_platform
 from outrider_cloud.kernels.platform import cpu_platform
 from outrider_cloud.model.loading import BUNDLED, bundled_draft, load_model
 from outrider_cloud.model.weights import Weights
+from outrider_cloud.parallel.world import World
 from outrider_shared.errors import ConfigError, MismatchError
 
 if TYPE_CHECKING:
     from outrider_cloud.engine.config import EngineConfig
     from outrider_cloud.model.loading import LoadedModel
+    from outrider_cloud.parallel.team import Team
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-def build_engine(
+def build_engine(  # noqa: PLR0913 - what an operator may set, by name
     model: str | Path | LoadedModel,
     config: EngineConfig,
     *,
@@ -38,8 +40,10 @@ def build_engine(
     device: str = "cpu",
     dtype: str = "",
     draft: str | Path | LoadedModel | None = None,
+    shards: int = 1,
+    team: Team | None = None,
 ) -> Engine:
-    """An engine on one device.
+    """An engine on one device, or over the ranks of a team.
 
     Args:
         model: A Hugging Face folder, `bundled`, or a model that is loaded already.
@@ -50,31 +54,60 @@ def build_engine(
         dtype: Of the weights: `bfloat16`, `float16` or `float32`; empty is bfloat16 on a GPU and float32 on a CPU.
         pace_step_s: Least duration of a step, to stand in for a larger model in benchmarks; 0 is the model's own.
         draft: Model beside the target that drafts for sessions whose edge is late; likewise a folder or `bundled`.
+        shards: Parts that the model is computed in without a team: a team of as many shards gives the same bits.
+        team: Processes that hold the model together; this one leads.
 
     Raises:
         ConfigError: if a folder is no model.
         MismatchError: if draft and target do not share their tokens.
         ModelError: if the model cannot be served, or with `config.exact` not bit for bit.
     """
+    world = team.world if team is not None else World(shards=shards, ordered=config.exact)
+    runner = build_runner(
+        model,
+        config,
+        threads=threads,
+        pace_step_s=pace_step_s,
+        weights=weights,
+        device=device,
+        dtype=dtype,
+        world=world,
+    )
+    if team is not None:
+        runner.peers = team.peers
+    if config.exact:
+        runner.buckets = agreeing_buckets(runner)
+    return Engine(runner, config, draft_model=None if draft is None else build_draft(draft, runner.loaded, config))
+
+
+def build_runner(
+    model: str | Path | LoadedModel,
+    config: EngineConfig,
+    *,
+    threads: int = 0,
+    pace_step_s: float = 0.0,
+    weights: Weights = Weights.NATIVE,
+    device: str = "cpu",
+    dtype: str = "",
+    world: World | None = None,
+) -> ModelRunner:
+    """The runner of an engine, or of a rank that follows one; arguments as of `build_engine`."""
     if threads:
         torch.set_num_threads(threads)
     on = _device(device)
     if on.type == "cuda":
         check_gpu(on)
+        torch.cuda.set_device(on)
     if isinstance(model, (str, Path)):
-        loaded = load_model(model, _dtype(dtype, on), weights=weights, device=on)
+        loaded = load_model(model, _dtype(dtype, on), weights=weights, device=on, world=world)
     else:
         loaded = model
     platform = cpu_platform(exact=config.exact)
     if on.type == "cuda":
-        runner: ModelRunner = CudaRunner(loaded, cuda_platform(GpuLauncher(on), config.block_size), config)
-    elif pace_step_s:
-        runner = PacedRunner(loaded, platform, config, pace_step_s)
-    else:
-        runner = ModelRunner(loaded, platform, config)
-    if config.exact:
-        runner.buckets = agreeing_buckets(runner)
-    return Engine(runner, config, draft_model=None if draft is None else build_draft(draft, loaded, config))
+        return CudaRunner(loaded, cuda_platform(GpuLauncher(on), config.block_size), config)
+    if pace_step_s:
+        return PacedRunner(loaded, platform, config, pace_step_s)
+    return ModelRunner(loaded, platform, config)
 
 
 def _device(name: str) -> torch.device:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import click
 import structlog
 
 from outrider_shared.cli import TypedErrors
-from outrider_shared.errors import ConfigError
+from outrider_shared.errors import ConfigError, UnavailableError
 from outrider_shared.flags import answer_options, sampling_params
 from outrider_shared.logs import configure_logs
 
@@ -51,6 +52,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--exact/--no-exact", default=defaults.exact, show_default=True, help="Rows bit for bit the same whatever surrounds them; costs compute on a CPU."),
         click.option("--weights", type=click.Choice(["native", "int8"]), default="native", show_default=True, help="How the matrices are held: int8 takes a quarter of the memory; `outrider train quality` tells its price."),
         click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), help="Of the weights.  [default: bfloat16 on a GPU, float32 on a CPU]"),
+        click.option("--shards", type=click.IntRange(0), default=0, help="Parts that the model is computed in; with --exact, services with as many give the same text on any number of GPUs.  [default: one per rank]"),
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
         click.option("--model", default="bundled", show_default=True, help="Hugging Face folder, or 'bundled'."),
     ):  # fmt: skip
@@ -60,6 +62,13 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @cloud.command()
 @engine_options
+@click.option(
+    "--tensor-parallel",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Processes that hold the model together, each on a GPU of its own; under torchrun as many as it started.",
+)
 @click.option("--listen", default="127.0.0.1:50061", show_default=True, help="HOST:PORT; port 0 takes a free one.")
 @click.option("--tls-cert", type=click.Path(path_type=Path), help="PEM chain of this server.")
 @click.option("--tls-key", type=click.Path(path_type=Path), help="PEM key of this server.")
@@ -82,11 +91,27 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 def serve(ready_file: Path | None, **flags: Any) -> None:
     """Serve the verifier until SIGTERM."""
-    from outrider_cloud.build import build_engine  # noqa: PLC0415 - torch is slow to import
+    from outrider_cloud.build import build_engine, build_runner  # noqa: PLC0415 - torch is slow to import
     from outrider_cloud.model.weights import Weights  # noqa: PLC0415
+    from outrider_cloud.parallel.team import assemble, backend_of, local_device  # noqa: PLC0415
     from outrider_cloud.service.config import ServiceConfig  # noqa: PLC0415
     from outrider_cloud.service.server import Server  # noqa: PLC0415
 
+    engine_config = _engine_config(flags)
+    team = assemble(
+        flags["tensor_parallel"], flags["shards"], ordered=engine_config.exact, command=_another_rank(flags)
+    )
+    device = local_device(flags["device"])
+    team.join(backend_of(device))
+    model: dict[str, Any] = {
+        "threads": flags["threads"],
+        "weights": Weights(flags["weights"]),
+        "device": device,
+        "dtype": flags["dtype"] or "",
+    }
+    if not team.leads:
+        team.follow(build_runner(flags["model"], engine_config, world=team.world, **model))
+        return
     config = ServiceConfig(
         listen=flags["listen"],
         tls=_tls(flags["tls_cert"], flags["tls_key"], flags["tls_client_ca"]),
@@ -96,16 +121,7 @@ def serve(ready_file: Path | None, **flags: Any) -> None:
     )
     pace_s = flags["pace_step_ms"] / 1e3
     draft = None if flags["draft"] == "none" else flags["draft"]
-    engine = build_engine(
-        flags["model"],
-        _engine_config(flags),
-        threads=flags["threads"],
-        pace_step_s=pace_s,
-        weights=Weights(flags["weights"]),
-        device=flags["device"],
-        dtype=flags["dtype"] or "",
-        draft=draft,
-    )
+    engine = build_engine(flags["model"], engine_config, pace_step_s=pace_s, draft=draft, team=team, **model)
 
     def ready(address: str) -> None:
         if ready_file is not None:
@@ -115,10 +131,14 @@ def serve(ready_file: Path | None, **flags: Any) -> None:
         click.echo(f"serving {engine.runner.loaded.name} on {address}", err=True)
 
     async def run() -> None:
-        await Server(engine, config).serve_until_signal(ready)
+        await Server(engine, config).serve_until_signal(ready, team.failure)
 
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(run())
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(run())
+    except UnavailableError:
+        team.abandon()
+    team.close()
 
 
 @cloud.command()
@@ -143,6 +163,7 @@ def generate(prompt: str, *, chat: bool, ignore_eos: bool, as_json: bool, **flag
         weights=Weights(flags["weights"]),
         device=flags["device"],
         dtype=flags["dtype"] or "",
+        shards=flags["shards"] or 1,
     )
     loaded = engine.runner.loaded
     text = render_chat(loaded.chat_template, [{"role": "user", "content": prompt}]) if chat else prompt
@@ -168,6 +189,17 @@ def _engine_config(flags: dict[str, Any]) -> EngineConfig:
     if "hold_ms" in flags:
         given["hold_s"] = flags["hold_ms"] / 1e3
     return EngineConfig(**given)
+
+
+def _another_rank(flags: dict[str, Any]) -> list[str]:
+    """The command of a rank that follows: what decides how steps are computed, and nothing of the service."""
+    command = [sys.executable, "-m", "outrider_cloud.cli", "serve"]
+    same = ("model", "device", "dtype", "weights", "threads", "row_budget", "kv_tokens", "tensor_parallel", "shards")
+    for name in same:
+        if flags[name] is not None:
+            command += [f"--{name.replace('_', '-')}", str(flags[name])]
+    buckets = ",".join(map(str, flags["buckets"]))
+    return [*command, "--buckets", buckets, "--exact" if flags["exact"] else "--no-exact"]
 
 
 def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> Any:

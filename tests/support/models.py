@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -14,6 +15,7 @@ from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from outrider_cloud.model.loading import LoadedModel, bundled_model, load_model
+from outrider_cloud.model.probe import probe_layers
 from outrider_cloud.model.weights import Weights
 
 TINY_VOCABULARY = 97
@@ -54,6 +56,15 @@ def third_party(name: str) -> Path:
 def loaded(path: Path, weights: Weights = Weights.NATIVE) -> LoadedModel:
     """A model, loaded once per process."""
     return load_model(path, weights=weights)
+
+
+def as_loaded(tiny: LoadedModel, model: torch.nn.Module) -> LoadedModel:
+    """A model of transformers in the place of the tiny one, whose tokenizer it gets."""
+    text = model.config.get_text_config()
+    return dataclasses.replace(
+        tiny, model=model, layers=probe_layers(model), dtype=model.dtype, vocabulary=text.vocab_size,
+        context_length=text.max_position_embeddings, eos=frozenset(),
+    )  # fmt: skip
 
 
 def bundled_target() -> LoadedModel:

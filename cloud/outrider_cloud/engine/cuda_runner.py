@@ -132,6 +132,7 @@ class CudaRunner(ModelRunner):
         return Decision(logits[: len(batch.sampled)], result[:, 0].tolist(), bad)
 
     def _replay(self, batch: Batch, bucket: int) -> tuple[torch.Tensor, torch.Tensor]:
+        self.peers.step(batch, bucket, self.buckets)
         started = time.perf_counter()
         size = self._padded(len(batch.tokens), bucket)
         self._write(batch, size)

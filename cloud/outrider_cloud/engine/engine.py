@@ -195,8 +195,9 @@ class Engine:
             changes = self._shaper.lay_out(works)
             decision = self.runner.decide(batch, None if changes is None else changes[0])
         except Exception as error:  # noqa: BLE001 - whatever a model throws must not stop the other sessions
+            fault = self.runner.fault(error)
             for work in works:
-                self._fail(work.session, InternalError(f"the model failed in this step: {error}"))
+                self._fail(work.session, fault)
             return True
         bad: dict[int, OutriderError] = {row: InternalError(_NO_NUMBERS) for row in decision.bad}
         self._commit(works, decision.logits, decision.chosen, bad if changes is None else bad | changes[1])
@@ -290,7 +291,7 @@ class Engine:
         moves = [(offset, depth) for depth, offset in enumerate(offsets) if offset != depth]
         if moves:
             slots = session.slots
-            self.runner.kv.move([int(slots[root + o]) for o, _ in moves], [int(slots[root + d]) for _, d in moves])
+            self.runner.move([int(slots[root + o]) for o, _ in moves], [int(slots[root + d]) for _, d in moves])
 
     def _committed(
         self, session: Session, known: int, *, steps: int = 1, origins: tuple[Source, ...] = ()

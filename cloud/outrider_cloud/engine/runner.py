@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from outrider_cloud.engine.peers import Alone, Peers
 from outrider_cloud.model.attention import StepContext
 from outrider_shared.sampling.shape_torch import shape
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from outrider_cloud.engine.batch import Batch
     from outrider_cloud.engine.config import EngineConfig
     from outrider_cloud.kernels.platform import Platform
     from outrider_cloud.model.loading import LoadedModel
+    from outrider_shared.errors import OutriderError
     from outrider_shared.sampling.shape_torch import Shaping
 
 
@@ -47,6 +51,7 @@ class ModelRunner:
         buckets: Row counts that steps are padded to, ascending; empty for natural shapes.
         kv: Keys and values of all blocks.
         forward_s: Seconds spent inside the model so far, attention included.
+        peers: Other processes that compute the same steps.
     """
 
     def __init__(self, loaded: LoadedModel, platform: Platform, config: EngineConfig) -> None:
@@ -54,6 +59,7 @@ class ModelRunner:
         self.platform = platform
         self.buckets = config.buckets if config.exact else ()
         self.forward_s = 0.0
+        self.peers: Peers = Alone()
         self.kv = platform.kv_pool(loaded.layers, config.blocks * config.block_size, loaded.dtype)
 
     @torch.inference_mode()
@@ -64,6 +70,7 @@ class ModelRunner:
             batch: At least one row.
             bucket: Pad to this many rows; 0 takes the smallest of `buckets` that fits, if there are any.
         """
+        self.peers.step(batch, bucket, self.buckets)
         rows, sampled = len(batch.tokens), len(batch.sampled)
         padding = [0] * (self._padded(rows, bucket) - rows)
         keep = batch.sampled + [0] * (self._padded(sampled, bucket) - sampled)
@@ -95,6 +102,15 @@ class ModelRunner:
         shaped = logits if shaping is None else shape(logits, shaping)
         chosen = self.platform.sampler.choose(shaped, batch.choosing, batch.params)
         return Decision(logits, chosen, _rows_with_nan(logits))
+
+    def move(self, source: Sequence[int], target: Sequence[int]) -> None:
+        """Copy tokens between KV slots in every layer; see `KvPool.move`."""
+        self.peers.move(source, target)
+        self.kv.move(source, target)
+
+    def fault(self, error: Exception) -> OutriderError:
+        """What the sessions of a step are told that failed with an error."""
+        return self.peers.fault(error)
 
     def _padded(self, rows: int, bucket: int) -> int:
         return bucket or next((b for b in self.buckets if b >= rows), rows)

@@ -5,7 +5,8 @@ embedding, attention, output, norm, gated MLP. Here it is with the fused kernels
 launches a layer in place of forty. Everything else is served by the model's own forward (`model.attention`).
 
 Weights are shared, not copied: the fused projections are one tensor of which the model's own become views. Output, down
-projection and head are called as the model's modules, so tensor parallelism needs no further code here.
+projection and head are called as the model's modules, so shards of them (`parallel`) need no further code here; fused
+projections are one product for each of our shards, since a shard's bits must not depend on how many a rank has.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch.nn.functional import linear
 
 from outrider_cloud.kernels.layers import Rotation
+from outrider_cloud.parallel.layers import ColumnLinear
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,13 +36,19 @@ _ACTIVATIONS = {"silu", "swish"}
 
 @dataclass(frozen=True)
 class _Fused:
-    """Projections of one input as a single matrix product."""
+    """Projections of one input as a single matrix product per shard."""
 
-    weight: torch.Tensor
-    bias: torch.Tensor | None
+    weights: list[torch.Tensor]
+    biases: list[torch.Tensor | None]
+    sizes: list[int]  # columns of each projection in a shard
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(x, self.weight, self.bias)
+        """Shards' outputs, each projection's columns side by side."""
+        if len(self.weights) == 1:
+            return linear(x, self.weights[0], self.biases[0])
+        outs = [linear(x, weight, bias) for weight, bias in zip(self.weights, self.biases, strict=True)]
+        split = [torch.split(out, self.sizes, -1) for out in outs]
+        return torch.cat([shard[i] for i in range(len(self.sizes)) for shard in split], -1)
 
 
 def is_known(model: PreTrainedModel) -> bool:
@@ -50,7 +58,7 @@ def is_known(model: PreTrainedModel) -> bool:
         return False
     parts: Any = model.model
     # Quantised projections compute by themselves and cannot be fused.
-    held = (getattr(layer.self_attn.q_proj, "weight", None) for layer in parts.layers)
+    held = (getattr(part, "weight", None) for layer in parts.layers for part in _shards_of(layer.self_attn.q_proj))
     return all(isinstance(weight, torch.Tensor) and weight.is_floating_point() for weight in held)
 
 
@@ -124,7 +132,18 @@ def _rotation(attention: Any, cos: torch.Tensor, sin: torch.Tensor) -> Rotation:
     return Rotation(cos, sin, q_norm.weight, k_norm.weight, q_norm.variance_epsilon)
 
 
-def _fuse(linears: Sequence[Any]) -> _Fused:
+def _shards_of(module: Any) -> Sequence[Any]:
+    """The linear layers that a projection is made of: our shards of it, or it alone."""
+    return list(module.parts) if isinstance(module, ColumnLinear) else [module]
+
+
+def _fuse(projections: Sequence[Any]) -> _Fused:
+    fused = [_fuse_linears(linears) for linears in zip(*map(_shards_of, projections), strict=True)]
+    sizes = [_shards_of(projection)[0].weight.shape[0] for projection in projections]
+    return _Fused([weight for weight, _ in fused], [bias for _, bias in fused], sizes)
+
+
+def _fuse_linears(linears: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """One weight for several projections, which become views of it: no memory is held twice."""
     weight = torch.cat([module.weight.data for module in linears])
     biases = [module.bias for module in linears]
@@ -136,4 +155,4 @@ def _fuse(linears: Sequence[Any]) -> _Fused:
         if bias is not None:
             module.bias.data = bias[start:end]
         start = end
-    return _Fused(weight, bias)
+    return weight, bias

@@ -19,6 +19,7 @@ from outrider_cloud.model import conformance, gate
 from outrider_cloud.model.attention import ATTENTION
 from outrider_cloud.model.probe import probe_layers
 from outrider_cloud.model.weights import Weights, quantise
+from outrider_cloud.parallel.shards import shard
 from outrider_shared.chat import read_chat_template
 from outrider_shared.errors import ConfigError, ModelError
 from outrider_shared.packs import tokenizer_fingerprint
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from outrider_cloud.kernels.layout import LayerSpec
+    from outrider_cloud.parallel.world import World
 
 BUNDLED = "bundled"
 # Large weight files are told apart by their size and both ends, so that a 70B model does not take minutes to name.
@@ -81,8 +83,17 @@ def load_model(
     check: bool = True,
     weights: Weights = Weights.NATIVE,
     device: torch.device | None = None,
+    world: World | None = None,
 ) -> LoadedModel:
     """Load a folder, or the bundled model for the name `bundled`, with its weights held as `weights` says.
+
+    Args:
+        path: Folder or `bundled`.
+        dtype: Of the weights.
+        check: Compare a small clone of the model with transformers first.
+        weights: How matrices are held.
+        device: Where they live; None is the CPU.
+        world: Whose shards of the model this process holds; None holds the whole model.
 
     Raises:
         ConfigError: if the folder is not a Hugging Face model with a tokenizer.
@@ -98,6 +109,8 @@ def load_model(
         conformance.check(config)
     model: PreTrainedModel = _read(folder, lambda: _load_weights(folder, dtype)).eval()
     model.requires_grad_(False)
+    if world is not None:
+        shard(model, world)
     quantise(model, weights)
     if device is not None and device.type == "cuda":
         _to_card(model, folder, device)

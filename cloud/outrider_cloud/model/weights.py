@@ -93,9 +93,10 @@ def quantise(model: nn.Module, weights: Weights) -> int:
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    """Every linear layer but the head, with its place."""
+    """Every linear layer but the head (whole or in shards), with its place."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
+    heads = set() if head is None else {id(part) for part in head.modules()}
     for parent in model.modules():
         for name, child in parent.named_children():
-            if type(child) is nn.Linear and child is not head:
+            if type(child) is nn.Linear and id(child) not in heads:
                 yield parent, name, child

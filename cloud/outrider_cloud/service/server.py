@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from outrider_cloud.engine.engine import Engine
+    from outrider_cloud.parallel.watch import Failure
     from outrider_cloud.service.config import ServiceConfig, TlsFiles
 
 _log = structlog.get_logger(__name__)
@@ -114,14 +115,33 @@ class Server:
         await asyncio.to_thread(self._thread.stop)
         await asyncio.to_thread(self._grammars.close)
 
-    async def serve_until_signal(self, on_ready: Callable[[str], None]) -> None:
-        """Run until SIGTERM or SIGINT, then drain."""
+    async def abandon(self, reason: str) -> None:
+        """Send all sessions elsewhere at once; a step that waits for a lost rank is not waited for."""
+        self._draining = True
+        await self._set_health(serving=False)
+        for stream in self._service.directory.streams():
+            stream.end(UnavailableError(reason, hint="resume at another replica"))
+        await self._server.stop(grace=1.0)
+
+    async def serve_until_signal(self, on_ready: Callable[[str], None], failure: Failure | None = None) -> None:
+        """Run until SIGTERM or SIGINT, then drain.
+
+        Raises:
+            UnavailableError: if a rank of the team was lost; all sessions were told.
+        """
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
         on_ready(await self.start())
+        if failure is not None:
+            failure.handler = _waking(loop, stopping)
+            if failure.reason:
+                stopping.set()
         await stopping.wait()
+        if failure is not None and failure.reason:
+            await self.abandon(failure.reason)
+            raise UnavailableError(failure.reason, hint="start the service again")
         await self.stop()
 
     def _bind(self) -> int:
@@ -186,6 +206,15 @@ class Server:
                 max_sessions_per_device=config.max_sessions_per_device,
             ),
         )
+
+
+def _waking(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> Callable[[], None]:
+    """Sets an event of the loop, from any thread."""
+
+    def wake() -> None:
+        loop.call_soon_threadsafe(event.set)
+
+    return wake
 
 
 def _parse(data: bytes) -> pb.DecodeRequest | DecodeError:
