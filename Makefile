@@ -5,7 +5,7 @@
 #   TORCH_INDEX=URL   one more package index for torch, such as one with CPU-only builds
 
 ROOT := $(patsubst %/,%,$(dir $(lastword $(MAKEFILE_LIST))))
-VERBS := help setup demo test broker browser test-wheel lint format proto bench clean
+VERBS := help setup demo demo-fleet test broker browser test-wheel lint format proto bench clean
 .PHONY: $(VERBS)
 .DEFAULT_GOAL := help
 
@@ -32,6 +32,9 @@ setup: $(READY) ## make .venv with everything that the other verbs need
 demo: $(READY) ## answer smart-home requests with a cloud and an edge on this machine, against plain streaming
 	@$(BIN)/outrider demo $(ARGS)
 
+demo-fleet: $(READY) broker ## run a fleet on this machine: a good draft goes out in stages, a bad one is stopped and taken back
+	@$(BIN)/outrider fleet demo $(ARGS)
+
 test: $(READY) broker browser ## run the whole test suite
 	@$(BIN)/python -m pytest $(ARGS)
 
@@ -47,15 +50,16 @@ test-wheel: $(READY) ## build the wheel and run the unit tests against it instea
 	  assert "build/wheel/venv" in s.__file__, s.__file__; print("testing", s.__file__)'
 	@build/wheel/venv/bin/python -m pytest -o pythonpath=tests $(or $(ARGS),tests/unit)
 
-# The fleet's tests talk to a real MQTT broker. Where it is missing and may not be installed, they are skipped and say so.
+# The fleet's tests and its demo talk to a real MQTT broker. Where it is missing and may not be installed, tests are skipped
+# and say so, and the demo ends with a sentence.
 broker:
 	@if ! PATH="$$PATH:/usr/sbin:/usr/local/sbin" command -v mosquitto >/dev/null; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    echo 'test: installing mosquitto with apt-get'; \
+	    echo 'setup: installing mosquitto with apt-get'; \
 	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends mosquitto; } \
-	      >/dev/null || echo 'test: mosquitto could not be installed; tests that need it will be skipped'; \
+	      >/dev/null || echo 'setup: mosquitto could not be installed; tests that need it will be skipped'; \
 	  else \
-	    echo 'test: no MQTT broker; tests that need it will be skipped (Debian, Ubuntu: sudo apt-get install mosquitto)'; \
+	    echo 'setup: no MQTT broker; tests that need it will be skipped (Debian, Ubuntu: sudo apt-get install mosquitto)'; \
 	  fi; \
 	fi
 

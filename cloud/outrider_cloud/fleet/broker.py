@@ -13,9 +13,11 @@ Mosquitto 2.0 and 2.1 read this file; 2.1 prefers plugins to `acl_file` and take
 from __future__ import annotations
 
 import getpass
+import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import NoReturn
 
 from outrider_shared.errors import ConfigError
 from outrider_shared.fleet import topics
@@ -89,6 +91,16 @@ def find_mosquitto() -> str:
             "the MQTT broker Mosquitto is not installed", hint="Debian and Ubuntu: sudo apt-get install mosquitto"
         )
     return found
+
+
+def become(folder: Path) -> NoReturn:
+    """Turn this process into the broker: signals, status and what it says are its own, and no child is left behind.
+
+    Raises:
+        ConfigError: if it is not installed.
+    """
+    program = find_mosquitto()
+    os.execv(program, [program, "-c", str(folder / "mosquitto.conf")])  # noqa: S606 - our own arguments
 
 
 def start(folder: Path, log: Path | None = None) -> subprocess.Popen[bytes]:

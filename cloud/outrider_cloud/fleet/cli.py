@@ -13,6 +13,7 @@ import click
 
 from outrider_cloud.fleet import broker as mosquitto
 from outrider_cloud.fleet.artifacts.publish import publish, read_golden
+from outrider_cloud.fleet.demo.cli import demo
 from outrider_cloud.fleet.home import FleetHome, Settings
 from outrider_cloud.fleet.operate import COMMANDS
 from outrider_cloud.fleet.serve import ServeConfig, serve
@@ -80,7 +81,7 @@ def enrol(devices: tuple[str, ...], *, device_class: str, labels: tuple[str, ...
     click.echo(json.dumps({"folders": made}) if as_json else "\n".join(made))
 
 
-for _command in COMMANDS:
+for _command in (*COMMANDS, demo):
     fleet.add_command(_command)
 
 
@@ -116,15 +117,7 @@ async def _until_ended(work: Coroutine[Any, Any, None]) -> None:
 @home_option
 def broker(*, folder: Path) -> None:
     """Run Mosquitto with this fleet's configuration, until it is ended."""
-    home = FleetHome(folder)
-    process = mosquitto.start(home.write_broker(), Path("/dev/stderr"))
-    try:
-        status = process.wait()
-    except KeyboardInterrupt:
-        process.terminate()
-        status = process.wait()
-    if status:
-        raise ConfigError(f"mosquitto ended with status {status}", hint="is the port free?")
+    mosquitto.become(FleetHome(folder).write_broker())
 
 
 @fleet.group()
@@ -231,8 +224,16 @@ def simulate_command(  # noqa: PLR0913 - one argument a flag
     known = {name: _draft(text) for name, text in map(_pair, drafts)}
     behaviour = Behaviour(known, Draft(acceptance), requests_s=requests_s, silent=silent)
     plan = Plan(devices, prefix, seconds, connects_s=connects_s, telemetry_s=telemetry_s, seed=seed)
-    told = asyncio.run(simulate(FleetHome(folder), plan, behaviour))
+    told = asyncio.run(_simulate(FleetHome(folder), plan, behaviour))
     click.echo(json.dumps(told) if as_json else "\n".join(f"{name}: {value}" for name, value in told.items()))
+
+
+async def _simulate(home: FleetHome, plan: Plan, behaviour: Behaviour) -> dict[str, Any]:
+    """SIGTERM and SIGINT end it early; what was done until then is told."""
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    return await simulate(home, plan, behaviour, ended)
 
 
 def _draft(text: str) -> Draft:

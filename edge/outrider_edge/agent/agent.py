@@ -187,7 +187,10 @@ class Agent:
             await self._report(connection)
             return
         if found is not None:
+            window_s = self.config.telemetry_s
             self._desired, self._applied = found
+            if self.config.telemetry_s != window_s:
+                self._wake_telemetry.set()  # not after a window of the old length, which may be a day
             self._keep()
             self.updater.config = self._desired.config
             self._wake_update.set()

@@ -194,7 +194,7 @@ def _add_members(connection: Connection, name: str, spec: Spec, *, first_stage: 
     known = select(members.c.device).where((members.c.rollout == name) & (members.c.device == devices.c.id))
     wanted = [column for column in devices.c if column.name in _FOR_MEMBERS]
     found = connection.execute(chosen.where(~known.exists()).with_only_columns(*wanted)).all()
-    ordered = sorted(found, key=lambda device: _place(name, device.id))
+    ordered = sorted(found, key=lambda device: place(name, device.id))
     total, now, rows = len(ordered), time.time(), []
     for index, device in enumerate(ordered):
         share = 100 * (index + 1) / total
@@ -214,7 +214,7 @@ def _add_members(connection: Connection, name: str, spec: Spec, *, first_stage: 
     return len(rows)
 
 
-def _place(name: str, device: str) -> bytes:
+def place(name: str, device: str) -> bytes:
     """Where a device stands in the order of a roll-out: by lot, the same whenever it is drawn."""
     return hashlib.sha256(f"{name}\0{device}".encode()).digest()
 

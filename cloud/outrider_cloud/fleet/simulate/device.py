@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ class SimulatedDevice:
         self._active = PackRef("bundled")
         self._state: UpdateState | None = None
         self._done: Assignment | None = None
-        self._wake = asyncio.Event()
+        self._wake, self._reconfigured = asyncio.Event(), asyncio.Event()
         mine = (topics.DESIRED.of(who.tenant, who.device), topics.COMMAND.of(who.tenant, who.device))
         retry = Retry(0.5, 10.0, random.Random(seed + 1))  # noqa: S311 - likewise
         self._session = FleetSession(broker, self._options, mine, self._birth, self._message, retry=retry)
@@ -102,10 +103,10 @@ class SimulatedDevice:
 
     async def _work(self) -> None:
         # Windows begin at random, so that a thousand devices do not speak at once.
-        await asyncio.sleep(self._random.random() * self._window_s())
+        await self._pause(self._random.random())
         began = time.monotonic()
         while True:
-            await asyncio.sleep(self._window_s())
+            await self._pause(1.0)
             connection, now = self._session.connection, time.monotonic()
             if connection is None:
                 continue
@@ -119,6 +120,15 @@ class SimulatedDevice:
                 self._tally.telemetry += 1
             except OutriderError:
                 self._tally.lost += 1
+
+    async def _pause(self, windows: float) -> None:
+        """So many windows; of the new length as soon as another one is desired."""
+        length_s = None
+        while length_s != self._window_s():
+            length_s = self._window_s()
+            self._reconfigured.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._reconfigured.wait(), windows * length_s)
 
     def _window_s(self) -> float:
         return self._telemetry_s or self._desired.config.telemetry_s
@@ -164,6 +174,7 @@ class SimulatedDevice:
             self._tally.desired += 1
             await self._report(connection)
             self._wake.set()
+            self._reconfigured.set()
 
     async def _report(self, connection: Connection) -> None:
         assignment = self._done

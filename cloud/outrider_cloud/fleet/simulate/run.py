@@ -46,8 +46,11 @@ class Plan:
         return [f"{self.prefix}-{i:05d}" for i in range(self.devices)]
 
 
-async def simulate(home: FleetHome, plan: Plan, behaviour: Behaviour) -> dict[str, Any]:
-    """Run the plan; returns counts, seconds and this process's cost."""
+async def simulate(
+    home: FleetHome, plan: Plan, behaviour: Behaviour, ended: asyncio.Event | None = None
+) -> dict[str, Any]:
+    """Run the plan, or until `ended` is set; returns counts, seconds and this process's cost."""
+    ended = ended or asyncio.Event()
     known, began = set(home.devices()), time.monotonic()
     for name in plan.names():
         if name not in known:
@@ -70,10 +73,12 @@ async def simulate(home: FleetHome, plan: Plan, behaviour: Behaviour) -> dict[st
             device = SimulatedDevice(who, MqttBroker(config), behaviour, tally, plan.seed + i, plan.telemetry_s)
             tasks.append(asyncio.create_task(device.run()))
             await asyncio.sleep(1 / plan.connects_s)
+            if ended.is_set():
+                break
         started = time.monotonic()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(plan.seconds):
-                await asyncio.gather(*tasks)
+                await _first(asyncio.gather(*tasks), ended)
     finally:
         for task in tasks:
             task.cancel()
@@ -86,6 +91,17 @@ async def simulate(home: FleetHome, plan: Plan, behaviour: Behaviour) -> dict[st
         "cpu_s": round(_cpu_s() - before, 2),
         "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
+
+
+async def _first(work: asyncio.Future[Any], ended: asyncio.Event) -> None:
+    """Whichever comes first; a fault of the work is raised."""
+    end = asyncio.ensure_future(ended.wait())
+    try:
+        await asyncio.wait((work, end), return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            await work
+    finally:
+        end.cancel()
 
 
 def _cpu_s() -> float:
