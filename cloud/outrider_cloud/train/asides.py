@@ -12,12 +12,12 @@ _SYSTEMS = {"movies": "You help people to book cinema tickets.", "coffee": "You 
 _MOST_TURNS = 8
 
 
-def read_taskmaster(folder: Path) -> list[Chat]:
-    """Dialogues as plain text turns (API calls are left out). Raises CorpusError."""
+def read_taskmaster(folder: Path, *, held_out: bool = False) -> list[Chat]:
+    """Dialogues as plain text turns (no API calls), or those kept from training. Raises CorpusError."""
     chats = []
     for place, row in read_rows(folder / TASKMASTER_FILE):
         try:
-            chat = _dialogue(row)
+            chat = _dialogue(row, held_out=held_out)
         except (KeyError, TypeError) as error:
             raise CorpusError(f"{place}: not a Taskmaster dialogue: {error!r}") from error
         if chat is not None:
@@ -25,14 +25,14 @@ def read_taskmaster(folder: Path) -> list[Chat]:
     return chats
 
 
-def _dialogue(row: dict[str, Any]) -> Chat | None:
+def _dialogue(row: dict[str, Any], *, held_out: bool) -> Chat | None:
     turns = row["turns"] if row["set"] == "coffee" else [*row["context"], row["generation"]]
     messages = _merged(turns)[-_MOST_TURNS:]
     while messages and messages[0].role != "user":
         messages = messages[1:]
     while messages and messages[-1].role != "assistant":
         messages = messages[:-1]
-    if not messages or is_held_out(messages[0].content):
+    if not messages or is_held_out(messages[0].content) != held_out:
         return None
     return Chat((Message("system", _SYSTEMS[row["set"]]), *messages), "taskmaster")
 
@@ -52,8 +52,8 @@ def _merged(turns: Iterable[dict[str, Any]]) -> list[Message]:
     return messages
 
 
-def read_tldr(folder: Path) -> list[Chat]:
-    """Help pages as one question and one answer. Raises CorpusError."""
+def read_tldr(folder: Path, *, held_out: bool = False) -> list[Chat]:
+    """Help pages as one question and one answer, or those that are kept from training. Raises CorpusError."""
     chats = []
     for place, row in read_rows(folder / TLDR_FILE):
         try:
@@ -61,6 +61,6 @@ def read_tldr(folder: Path) -> list[Chat]:
         except (KeyError, AttributeError) as error:
             raise CorpusError(f"{place}: not a tldr page: {error!r}") from error
         question = f"How do I use {title.lstrip('# ').strip()}?"
-        if not is_held_out(question):
+        if is_held_out(question) == held_out:
             chats.append(Chat((Message("user", question), Message("assistant", body.strip())), "tldr"))
     return chats

@@ -231,6 +231,25 @@ def table(data: Path, out: Path, steps: int, prompts: int, names: tuple[str, ...
     click.echo(json.dumps(whole) if as_json else as_markdown(rows))
 
 
+@train.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    required=True,
+    help="Folder of the smart-home data.",
+)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write.")
+@click.option("--each", type=click.IntRange(1), default=240, show_default=True, help="Requests of a domain at most.")
+def requests(data: Path, out: Path, each: int) -> None:
+    """Write the held-out requests of the bundled pair's data, a file per domain, for `outrider train eval --data`."""
+    from outrider_cloud.train.requests import held_out_requests, write_requests  # noqa: PLC0415
+
+    out.mkdir(parents=True, exist_ok=True)
+    for domain, rows in held_out_requests(data, each).items():
+        write_requests(out / f"{domain}.jsonl", rows)
+        click.echo(f"{out / domain}.jsonl: {len(rows)} requests")
+
+
 def _work(out: Path, work: Path | None, *, force: bool) -> Path:
     place = work or out.with_name(f"{out.name}.work")
     if force and (place / "checkpoint.pt").exists():

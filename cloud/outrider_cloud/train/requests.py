@@ -1,12 +1,13 @@
-"""The bundled example requests: held-out smart-home requests, as varied as the held-out part is."""
+"""Requests of the bundled pair's held-out data: the smart-home ones that ship, and a file per domain to evaluate on."""
 
 import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from outrider_cloud.train.corpus import stable_hash
-from outrider_cloud.train.home import HomeRow, kind, shorten
+from outrider_cloud.train.asides import read_taskmaster, read_tldr
+from outrider_cloud.train.corpus import Chat, stable_hash
+from outrider_cloud.train.home import HomeRow, kind, read_home, shorten, split
 
 
 def choose_requests(held_out: list[HomeRow], count: int) -> list[dict[str, Any]]:
@@ -33,6 +34,27 @@ def as_request(row: HomeRow) -> dict[str, Any]:
         text = text[:1].upper() + text[1:]
     messages = [{"role": "system", "content": chat.messages[0].content}, {"role": "user", "content": text}]
     return {"messages": messages, "devices": list(chat.devices)}
+
+
+def held_out_requests(data: Path, most: int) -> dict[str, list[dict[str, Any]]]:
+    """By domain, at most so many requests that no training text has. Raises CorpusError."""
+    rows, _dropped = read_home(data)
+    _training, held_out = split(rows)
+    return {
+        "smart-home": choose_requests(held_out, most),
+        "dialogues": _asked(read_taskmaster(data, held_out=True), most),
+        "help-pages": _asked(read_tldr(data, held_out=True), most),
+    }
+
+
+def _asked(chats: list[Chat], most: int) -> list[dict[str, Any]]:
+    """One request of each chat, in an order by hash, never two that begin alike."""
+    by_request = {next(m.content for m in chat.messages if m.role == "user").lower(): chat for chat in chats}
+    chosen = sorted(by_request, key=lambda text: stable_hash("request", text))[:most]
+    return [
+        {"messages": [{"role": turn.role, "content": turn.content} for turn in by_request[text].messages]}
+        for text in chosen
+    ]
 
 
 def write_requests(path: Path, requests: list[dict[str, Any]]) -> None:

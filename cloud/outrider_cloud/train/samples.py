@@ -35,6 +35,8 @@ class Writing:
         longest: Longest text, prompt included.
         rows: Texts written at once.
         context_share: Of the prompt's tokens, how many are learned besides the continuation's.
+        opening: First tokens, chosen at temperature 1 or more, so that cool texts differ where every prompt
+            is the same.
     """
 
     temperatures: tuple[float, ...] = (0.0, 0.7, 1.0)
@@ -42,6 +44,7 @@ class Writing:
     longest: int = 448
     rows: int = 96
     context_share: float = 0.1
+    opening: int = 0
 
 
 @torch.no_grad()
@@ -81,7 +84,8 @@ def _write_group(
             )  # fmt: skip
         cache, logits = out.past_key_values, out.logits[:, -1].float()
         noise = -torch.empty(logits.shape).exponential_(generator=generator).log().to(device)
-        chosen = torch.where(heat > 0, logits / heat.clamp_min(1e-6) + noise, logits).argmax(-1)
+        warmth = heat.clamp_min(1) if index < writing.opening else heat
+        chosen = torch.where(warmth > 0, logits / warmth.clamp_min(1e-6) + noise, logits).argmax(-1)
         for row, (text, token, going) in enumerate(zip(group, chosen.tolist(), running.tolist(), strict=True)):
             if going:
                 results[text].append(token)
