@@ -97,6 +97,8 @@ class Controller:
         self._lock = asyncio.Lock()
         self._changed = asyncio.Condition()
         self._next_sweep = 0.0
+        self._due = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     # Sink
 
@@ -217,12 +219,15 @@ class Controller:
             documents = await asyncio.to_thread(self._pending)
             if not documents:
                 return count
-            for document in documents:
-                await plane.publish_desired(document)
+            told = await asyncio.gather(*map(plane.publish_desired, documents), return_exceptions=True)
+            taken = [d for d, error in zip(documents, told, strict=True) if error is None]
             async with self._lock:
-                await asyncio.to_thread(self._published, [(d.device, d.version) for d in documents])
-            count += len(documents)
-            self.counters.published += len(documents)
+                await asyncio.to_thread(self._published, [(d.device, d.version) for d in taken])
+            count += len(taken)
+            self.counters.published += len(taken)
+            for error in told:
+                if error is not None:
+                    raise error
 
     def _pending(self) -> list[Desired]:
         with self.database.reading() as connection:
@@ -250,7 +255,9 @@ class Controller:
 
     async def run(self, plane: Plane) -> None:
         """Tick until cancelled. A fault of one round is logged, and the next begins."""
+        self._loop = asyncio.get_running_loop()
         while True:
+            self._due.clear()
             try:
                 await self.tick()
                 await self.publish(plane)
@@ -259,7 +266,13 @@ class Controller:
                 _log.info("fleet_broker_away", hint="desired states wait in the registry")
             except OutriderError as error:
                 _log.error("fleet_round_failed", code=error.code, reason=error.message)
-            await asyncio.sleep(self.config.tick_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._due.wait(), self.config.tick_s)
+
+    def kick(self) -> None:
+        """Something is to be published: do not wait for the next tick. From any thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._due.set)
 
     # For the page
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from outrider_cloud.fleet.bench.gates import bench_gates
+from outrider_cloud.fleet.bench.load import LoadPlan, bench_load
 from outrider_cloud.fleet.bench.place import place
 from outrider_cloud.fleet.bench.registry import RegistryPlan, bench_registry
 from outrider_shared.cli import TypedErrors
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _console = Console(stderr=True)
-_REGISTRY = RegistryPlan()
+_REGISTRY, _LOAD = RegistryPlan(), LoadPlan()
 
 
 @click.group(cls=TypedErrors)
@@ -56,7 +57,7 @@ def told(result: dict[str, Any], tables: dict[str, str], out: Path | None, *, as
             table.add_row(*(_cell(row.get(column)) for column in columns.split()))
         console.print(table)
     for name, value in result.items():
-        if isinstance(value, int | float | str):
+        if isinstance(value, int | float | str) or name.startswith("desired"):
             console.print(f"{name}: {_cell(value)}")
 
 
@@ -117,6 +118,35 @@ def registry(*, out: Path | None, as_json: bool, **plan: int) -> None:
         "views": "view requests bytes p50_ms p95_ms max_ms",
     }
     told(result, tables, out, as_json=as_json)
+
+
+@fleet.command()
+@click.option(
+    "--devices", type=click.IntRange(1, 20_000), default=_LOAD.devices, show_default=True, help="Connected at once."
+)
+@click.option(
+    "--seconds", type=click.FloatRange(1), default=_LOAD.seconds, show_default=True, help="How long they speak."
+)
+@click.option(
+    "--telemetry-s",
+    type=click.FloatRange(0.1),
+    default=_LOAD.telemetry_s,
+    show_default=True,
+    help="Seconds between two messages of a device.",
+)
+@click.option(
+    "--turns",
+    type=click.IntRange(0, 100),
+    default=_LOAD.turns,
+    show_default=True,
+    help="Changes of all devices' desired state.",
+)
+@result_options
+def load(*, out: Path | None, as_json: bool, **plan: Any) -> None:
+    """Simulated devices on a real broker and service: nothing lost, desired state to all and reported back."""
+    with _console.status("preparing") as status:
+        result = bench_load(LoadPlan(**plan), status.update)
+    told(result, {}, out, as_json=as_json)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,12 @@ from outrider_shared.errors import ConfigError
 from outrider_shared.fleet.desired import Assignment, Config, Desired, Window
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from collections.abc import Sequence
+
+    from sqlalchemy import Connection, Row
 
 _KEEP: Any = object()
+_AT_ONCE = 500
 
 
 def change(
@@ -30,19 +33,47 @@ def change(
     Raises:
         ConfigError: if the configuration is not one.
     """
-    row = connection.execute(select(desired).where(desired.c.device == device)).one_or_none()
-    kept = row.config if row is not None else {}
-    merged = kept | (config or {})
+    return change_many(connection, [device], config=config, assignment=assignment)[device]
+
+
+def change_many(
+    connection: Connection,
+    names: Sequence[str],
+    *,
+    config: dict[str, Any] | None = None,
+    assignment: Assignment | None = _KEEP,
+) -> dict[str, int]:
+    """The same change for many devices; returns the number of each one's new document.
+
+    Raises:
+        ConfigError: if the configuration is not one.
+    """
+    numbers: dict[str, int] = {}
+    for start in range(0, len(names), _AT_ONCE):
+        part = names[start : start + _AT_ONCE]
+        known = {row.device: row for row in connection.execute(select(desired).where(desired.c.device.in_(part)))}
+        rows = [_changed(device, known.get(device), config, assignment) for device in part]
+        make = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+        statement = make(desired)
+        names_set = ("version", "config", "assignment", "issued", "pending")
+        replaced = {name: statement.excluded[name] for name in names_set}
+        connection.execute(statement.on_conflict_do_update(index_elements=["device"], set_=replaced), rows)
+        numbers |= {row["device"]: row["version"] for row in rows}
+    return numbers
+
+
+def _changed(
+    device: str, row: Row[Any] | None, config: dict[str, Any] | None, assignment: Assignment | None
+) -> dict[str, Any]:
+    merged = (row.config if row is not None else {}) | (config or {})
     read_config(merged)
     stored = row.assignment if row is not None else None
     if assignment is not _KEEP:
         stored = asdict(assignment) if assignment is not None else None
-    version = (row.version if row is not None else 0) + 1
-    values = {"version": version, "config": merged, "assignment": stored, "issued": time.time(), "pending": True}
-    make = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement = make(desired).values(device=device, published=0, **values)
-    connection.execute(statement.on_conflict_do_update(index_elements=["device"], set_=values))
-    return version
+    return {
+        "device": device, "version": (row.version if row is not None else 0) + 1, "config": merged,
+        "assignment": stored, "issued": time.time(), "pending": True, "published": 0,
+    }  # fmt: skip
 
 
 def read_config(stored: dict[str, Any]) -> Config:

@@ -126,6 +126,7 @@ def configure(found: Found, who: Operator, device: str, config: dict[str, Any]) 
     with found.controller.database.transaction() as connection:
         version = desired.change(connection, name, config=config)
         access.note(connection, who, "device.configure", name, config=config, version=version)
+    found.controller.kick()
     return {"device": name, "version": version}
 
 
@@ -133,10 +134,11 @@ def configure(found: Found, who: Operator, device: str, config: dict[str, Any]) 
 def configure_many(found: Found, who: Operator, config: dict[str, Any], group: str = "") -> dict[str, Any]:
     """Change settings of a group, or with none of every device."""
     with found.controller.database.transaction() as connection:
-        names = [row.id for row in connection.execute(devices.selection("", group, connection=connection))]
-        for name in names:
-            desired.change(connection, name, config=config)
+        chosen = devices.selection("", group, connection=connection).with_only_columns(tables.devices.c.id)
+        names = list(connection.execute(chosen).scalars())
+        desired.change_many(connection, names, config=config)
         access.note(connection, who, "group.configure", group or "*", config=config, devices=len(names))
+    found.controller.kick()
     return {"devices": len(names)}
 
 

@@ -145,6 +145,7 @@ async def _moved(found: Services, name: str, move: Callable[[Connection], object
             return _told(rollouts.load(connection, name), {})
 
     told = await asyncio.to_thread(change)
+    found.controller.kick()
     await found.controller.wake()
     return told
 
