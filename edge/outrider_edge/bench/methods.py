@@ -50,7 +50,7 @@ def plain() -> Method:
 def chain(length: int) -> Method:
     """Synchronous speculation of a fixed length."""
     policy = DraftPolicy(
-        depth=length, width=1, stop_survival=0.0, bursts_ahead=0, coalesce_s=_WHOLE_BURST_S, adaptive=False
+        depth=length, width=1, stop_survival=0.0, bursts_ahead=0, coalesce_s=_WHOLE_BURST_S, timed=False, adaptive=False
     )
     return Method(f"chain-{length}", Pace.HOLD, policy=policy)
 

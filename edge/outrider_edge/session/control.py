@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from outrider_edge.session.estimates import Estimates
+
 if TYPE_CHECKING:
     from outrider_edge.session.policy import DraftPolicy
 
@@ -31,41 +33,40 @@ class Control:
 
     Args:
         policy: For a cloud next door, and whether it may be changed at all (`adaptive`).
+        known: Of the cloud at hand; measurements are written to it.
 
     Attributes:
-        rtt_s: Smoothed round trip; None before the first ping came back.
-        jitter_s: Smoothed difference of round trips from it.
-        pass_s: Smoothed time of a draft pass; None before the second (the first reads the prompt).
+        known: As given; another one where the session moves to another cloud.
     """
 
-    def __init__(self, policy: DraftPolicy) -> None:
+    def __init__(self, policy: DraftPolicy, known: Estimates | None = None) -> None:
         self._base = policy
-        self.rtt_s: float | None = None
-        self.jitter_s = 0.0
-        self.pass_s: float | None = None
+        self.known = known or Estimates()
         self._passes = 0
 
     def note_ping(self, rtt_s: float) -> None:
         """A ping came back after that long."""
-        if self.rtt_s is None:
-            self.rtt_s = rtt_s
+        known = self.known
+        if known.rtt_s is None:
+            known.rtt_s = rtt_s
             return
-        self.jitter_s += _RTT_WEIGHT * (abs(rtt_s - self.rtt_s) - self.jitter_s)
-        self.rtt_s += _RTT_WEIGHT * (rtt_s - self.rtt_s)
+        known.jitter_s += _RTT_WEIGHT * (abs(rtt_s - known.rtt_s) - known.jitter_s)
+        known.rtt_s += _RTT_WEIGHT * (rtt_s - known.rtt_s)
 
     def note_pass(self, taken_s: float) -> None:
-        """A draft pass took that long."""
+        """A draft pass took that long. The first of a session reads the prompt, which says nothing of the others."""
         self._passes += 1
         if self._passes > 1:
-            self.pass_s = taken_s if self.pass_s is None else self.pass_s + _PASS_WEIGHT * (taken_s - self.pass_s)
+            known = self.known
+            known.pass_s = taken_s if known.pass_s is None else known.pass_s + _PASS_WEIGHT * (taken_s - known.pass_s)
 
     def policy(self) -> DraftPolicy:
         """The policy for the link and the drafter as they are now."""
-        base = self._base
-        if not base.adaptive or self.rtt_s is None or self.pass_s is None:
+        base, known = self._base, self.known
+        if not base.adaptive or known.rtt_s is None or known.pass_s is None:
             return base
-        pass_s = max(self.pass_s, 1e-6)
+        pass_s = max(known.pass_s, 1e-6)
         near = min(base.depth, max(_LEAST, _BURST_S / pass_s))
-        depth = min(_DEEPER * base.depth, max(near, self.rtt_s / pass_s))
-        coalesce_s = max(base.coalesce_s, min(_COALESCE_MOST_S, _COALESCE_SHARE * self.rtt_s))
+        depth = min(_DEEPER * base.depth, max(near, known.rtt_s / pass_s))
+        coalesce_s = max(base.coalesce_s, min(_COALESCE_MOST_S, _COALESCE_SHARE * known.rtt_s))
         return replace(base, depth=round(depth), coalesce_s=coalesce_s)

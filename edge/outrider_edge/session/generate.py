@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from outrider_edge.draft.runner import DraftRunner, ThreadRunner
 from outrider_edge.link.backoff import Backoff
+from outrider_edge.session.estimates import Measured
 from outrider_edge.session.events import Started
 from outrider_edge.session.line import Line, Liveness
 from outrider_edge.session.loop import SessionLoop
@@ -47,6 +48,7 @@ class Client:
         eos: The model's end tokens, for answers without the cloud.
         runner: Where draft passes run; by default in the event loop.
         logs: What clouds were sent before: a next turn sends only what is new.
+        measured: How far clouds are and how long their steps take.
     """
 
     connector: Connector
@@ -61,6 +63,7 @@ class Client:
     eos: frozenset[int] = frozenset()
     runner: DraftRunner = field(default_factory=lambda: ThreadRunner(threaded=False))
     logs: SentLogs = field(default_factory=SentLogs)
+    measured: Measured = field(default_factory=Measured)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[SessionEvent]:
         """Events of one answer, from `Started` to `Finished`.
@@ -73,8 +76,9 @@ class Client:
         state = SessionState(request, self.policy, self.vocabulary, self.calibration)
         line = Line(self.connector, self.backoff, self._liveness(), state.totals)
         drafter = None if self.new_drafter is None else self.new_drafter()
+        alone = Alone(request, self.eos)
         session = SessionLoop(
-            state, self.tokenizer_sha256, line, drafter, self.runner, self.offline, Alone(request, self.eos), self.logs
+            state, self.tokenizer_sha256, line, drafter, self.runner, self.offline, alone, self.logs, self.measured
         )
         yield Started(state.totals)
         async with contextlib.aclosing(session.run()) as events:

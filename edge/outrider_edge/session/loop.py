@@ -11,12 +11,14 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from outrider_edge.session.control import Control
+from outrider_edge.session.departure import Departures
 from outrider_edge.session.events import (
     Drafted,
     DraftedNode,
     Finished,
     Offline,
     Online,
+    Pace,
     Reconnecting,
     SessionEvent,
 )
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
     from outrider_edge.draft.drafter import Drafter
     from outrider_edge.draft.runner import DraftRunner
+    from outrider_edge.session.estimates import Measured
     from outrider_edge.session.line import Item
     from outrider_edge.session.memory import Prefix, SentLogs
     from outrider_edge.session.state import SessionState
@@ -59,6 +62,7 @@ class SessionLoop:
         offline: What to do without the cloud.
         alone: The tokens that are shown without it.
         logs: What clouds were sent before.
+        measured: Of clouds and of the drafter, by all sessions of the device.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class SessionLoop:
         offline: OfflinePolicy,
         alone: Alone,
         logs: SentLogs,
+        measured: Measured,
     ) -> None:
         self._state = state
         self._session_id = new_session_id()
@@ -79,7 +84,9 @@ class SessionLoop:
         self._drafter, self._runner = drafter, runner
         self._offline, self._alone = offline, alone
         self._logs = logs
+        self._measured = measured
         self._control = Control(state.policy)
+        self._departures = Departures(self._control.known)
         self._peer = ""
         self._prefix: Prefix | None = None
         self._connected = self._away = False
@@ -110,7 +117,13 @@ class SessionLoop:
                     yield self._trace.popleft()
                 self._steer()
                 drafting = self._drafter is not None and not self._alone and not self._away
-                action = plan(state, connected=self._connected, drafting=drafting, unsent_s=self._unsent_s())
+                action = plan(
+                    state,
+                    connected=self._connected,
+                    drafting=drafting,
+                    unsent_s=self._unsent_s(),
+                    leave_in_s=self._leave_in_s(),
+                )
                 if action is Action.DONE:
                     yield self._finished()
                     return
@@ -185,6 +198,8 @@ class SessionLoop:
             self._connected = True
             self._state.totals.connects += 1
             self._peer = item.peer
+            self._control.known = self._measured.of(item.peer)
+            self._departures = Departures(self._control.known)
             self._prefix = self._logs.best(item.peer, self._state.request.prompt)
             self._send_open()
             return []
@@ -214,6 +229,7 @@ class SessionLoop:
         tokens = state.commit(message)
         if tokens:
             self._progress_at = at
+            self._departures.note_commit(at, 1 + message.more_steps)
         events = self._alone.settle(tokens, finished=state.finish is not None)
         state.hang(self._alone.tokens, self._alone.guesses)
         return events
@@ -239,6 +255,7 @@ class SessionLoop:
         opening = open_message(self._state, self._session_id, self._tokenizer_sha256, self._prefix)
         message = pb.DecodeRequest(open=opening)
         self._state.totals.prompt_bytes += message.ByteSize() + FRAME_BYTES
+        self._departures.note_open(self._now())
         self._line.send(message)
 
     # ---- without the cloud --------------------------------------------------------------------------------------
@@ -280,7 +297,9 @@ class SessionLoop:
     def _next_check_s(self) -> float | None:
         """Seconds until the clock alone may change something; None if it cannot."""
         if not self._away:
-            return max(_TICK_S, self._line.heard_at + self._offline.after_s - self._now())
+            silent_s = max(_TICK_S, self._line.heard_at + self._offline.after_s - self._now())
+            leave_in_s = self._leave_in_s() if len(self._state.tree) > self._state.sent else None
+            return silent_s if leave_in_s is None else max(0.0, min(silent_s, leave_in_s))
         if self._offline.mode is OfflineMode.DRAFT and self._alone.ended:
             return max(_TICK_S, (self._ended_at or self._now()) + self._offline.settle_s - self._now())
         return None
@@ -292,6 +311,14 @@ class SessionLoop:
 
     def _unsent_s(self) -> float:
         return self._now() - self._unsent_since
+
+    def _leave_in_s(self) -> float | None:
+        """Seconds until unsent nodes should leave; None if the cloud's steps do not tell."""
+        if not self._state.policy.timed or self._state.request.pace is Pace.HOLD:
+            return None
+        leave_at = self._departures.leave_at(self._unsent_since)
+        # A draft pass that is begun is finished before anything leaves.
+        return None if leave_at is None else leave_at - (self._control.known.pass_s or 0.0) - self._now()
 
     def _finished(self) -> Finished:
         state = self._state

@@ -22,6 +22,7 @@ class DraftPolicy:
         sibling_survival: A sibling is sent if it is committed with at least this probability.
         bursts_ahead: Bursts drafted beyond the one in flight, while the network and the cloud are busy.
         coalesce_s: Nodes wait at most this long for the rest of their burst.
+        timed: Nodes leave just in time for the cloud's next step, where its steps can be foreseen (`departure`).
         adaptive: The above are for a cloud next door and follow the link from there (`control`); False keeps them.
     """
 
@@ -31,6 +32,7 @@ class DraftPolicy:
     sibling_survival: float = 0.12
     bursts_ahead: int = 2
     coalesce_s: float = 0.004
+    timed: bool = True
     adaptive: bool = True
 
     def __post_init__(self) -> None:

@@ -12,10 +12,12 @@ import math
 import random
 from typing import TYPE_CHECKING, Protocol
 
+from outrider_shared.emulator.frames import FrameReader
 from outrider_shared.emulator.shaper import Shaper
 from outrider_shared.emulator.side import Side
 
 if TYPE_CHECKING:
+    from outrider_shared.emulator.frames import FrameTallies
     from outrider_shared.emulator.profile import LinkProfile
 
 _CONNECT_S = 5.0
@@ -30,6 +32,10 @@ class Owner(Protocol):
     def profile(self) -> LinkProfile:
         """What holds now."""
 
+    @property
+    def frames(self) -> FrameTallies:
+        """Where HTTP/2 frames are counted."""
+
     def count(self, *, up: bool, taken: int = 0, delivered: int = 0) -> None:
         """Bytes were taken from a sender or delivered to a receiver."""
 
@@ -42,6 +48,7 @@ class Way:
 
     def __init__(self, owner: Owner, shaper: Shaper, source: Side, sink: Side, *, up: bool) -> None:
         self._owner, self._shaper, self._source, self._sink, self._up = owner, shaper, source, sink, up
+        self.frames = FrameReader(owner.frames.up if up else owner.frames.down, preface=up)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self.stopped = False
@@ -49,6 +56,7 @@ class Way:
     def push(self, data: bytes) -> None:
         """Take bytes of the source."""
         self._owner.count(up=self._up, taken=len(data))
+        self.frames.feed(data)
         if self.stopped:
             return
         now, profile = self._loop.time(), self._owner.profile
@@ -127,7 +135,10 @@ class Connection:
 
     def received(self, side: Side, data: bytes) -> None:
         """Bytes from one side; b"" is its end."""
-        (self._up if side is self.client else self._down).push(data)
+        way = self._up if side is self.client else self._down
+        if way is self._down and self._up.frames.opaque:
+            self._down.frames.opaque = True
+        way.push(data)
         self._close_if_finished()
 
     def lost(self, *, reset: bool) -> None:

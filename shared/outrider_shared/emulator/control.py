@@ -1,8 +1,8 @@
 """A proxy in a process of its own, told what to do over its standard input: what it emulates costs the caller nothing.
 
 One JSON object a line goes in: {"set": {field of LinkProfile: value}} changes the link, {"fault": {"kind": ...,
-"duration_s": ...}} breaks it, {} does nothing. For each, one line comes out: the counters, or {"error": ...}. The first
-line, before any request, is {"address": HOST:PORT}.
+"duration_s": ...}} breaks it, {} does nothing. For each, one line comes out: the counters, or {"error": ...}; for
+{"frames": true} the HTTP/2 frames. The first line, before any request, is {"address": HOST:PORT}.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ async def obey(proxy: LinkProxy) -> None:
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := await reader.readline():
         try:
-            apply(proxy, json.loads(line))
+            request = json.loads(line)
+            apply(proxy, request)
         except (OutriderError, ValueError, TypeError, KeyError, AttributeError) as error:
             _tell({"error": str(error)})
         else:
-            _tell(proxy.counters.as_dict())
+            _tell(proxy.frames.as_dict() if "frames" in request else proxy.counters.as_dict())
 
 
 def apply(proxy: LinkProxy, request: dict[str, Any]) -> None:
@@ -99,6 +100,10 @@ class LinkProcess:
     async def counters(self) -> Counters:
         """Totals so far."""
         return Counters(**await self.ask({}))
+
+    async def frames(self) -> dict[str, dict[str, list[int]]]:
+        """HTTP/2 frames so far: direction, kind, [frames, bytes]; empty with TLS."""
+        return await self.ask({"frames": True})
 
     async def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Send one request and read its answer.

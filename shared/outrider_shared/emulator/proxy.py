@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Self
 
 from outrider_shared.emulator.connection import Connection
 from outrider_shared.emulator.faults import Fault, FaultKind, FaultSchedule
+from outrider_shared.emulator.frames import FrameTallies
 from outrider_shared.emulator.profile import LinkPlan, LinkProfile
 from outrider_shared.errors import ConfigError
 
@@ -67,6 +68,7 @@ class LinkProxy:
     Attributes:
         address: HOST:PORT that it listens on.
         counters: Totals so far.
+        frames: HTTP/2 frames so far, of connections without TLS.
 
     Raises:
         ConfigError: if an address is no HOST:PORT, or cannot be listened on.
@@ -85,6 +87,7 @@ class LinkProxy:
         self._faults = faults or FaultSchedule()
         self.seed = seed
         self.counters = Counters()
+        self.frames = FrameTallies()
         self.address = ""
         self._profile = self._plan.at(0.0)
         self._connections: set[Connection] = set()
