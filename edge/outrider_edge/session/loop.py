@@ -317,8 +317,7 @@ class SessionLoop:
         if not self._state.policy.timed or self._state.request.pace is Pace.HOLD:
             return None
         leave_at = self._departures.leave_at(self._unsent_since)
-        # A draft pass that is begun is finished before anything leaves.
-        return None if leave_at is None else leave_at - (self._control.known.pass_s or 0.0) - self._now()
+        return None if leave_at is None else leave_at - self._now()
 
     def _finished(self) -> Finished:
         state = self._state
