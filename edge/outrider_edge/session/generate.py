@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 
 from outrider_edge.draft.runner import DraftRunner, ThreadRunner
 from outrider_edge.link.backoff import Backoff
-from outrider_edge.session.estimates import Measured
 from outrider_edge.session.events import Started
 from outrider_edge.session.line import Line, Liveness
 from outrider_edge.session.loop import SessionLoop
-from outrider_edge.session.memory import SentLogs
+from outrider_edge.session.memory import Clouds
 from outrider_edge.session.offline import Alone, OfflinePolicy
 from outrider_edge.session.policy import DraftPolicy
 from outrider_edge.session.state import SessionState
@@ -47,8 +46,7 @@ class Client:
         offline: What to do without the cloud.
         eos: The model's end tokens, for answers without the cloud.
         runner: Where draft passes run; by default in the event loop.
-        logs: What clouds were sent before: a next turn sends only what is new.
-        measured: How far clouds are and how long their steps take.
+        clouds: What is remembered of clouds: logs that they were sent, how far they are, how long their steps take.
     """
 
     connector: Connector
@@ -62,8 +60,7 @@ class Client:
     offline: OfflinePolicy = field(default_factory=OfflinePolicy)
     eos: frozenset[int] = frozenset()
     runner: DraftRunner = field(default_factory=lambda: ThreadRunner(threaded=False))
-    logs: SentLogs = field(default_factory=SentLogs)
-    measured: Measured = field(default_factory=Measured)
+    clouds: Clouds = field(default_factory=Clouds)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[SessionEvent]:
         """Events of one answer, from `Started` to `Finished`.
@@ -78,7 +75,7 @@ class Client:
         drafter = None if self.new_drafter is None else self.new_drafter()
         alone = Alone(request, self.eos)
         session = SessionLoop(
-            state, self.tokenizer_sha256, line, drafter, self.runner, self.offline, alone, self.logs, self.measured
+            state, self.tokenizer_sha256, line, drafter, self.runner, self.offline, alone, self.clouds
         )
         yield Started(state.totals)
         async with contextlib.aclosing(session.run()) as events:

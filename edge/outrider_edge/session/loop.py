@@ -40,9 +40,8 @@ if TYPE_CHECKING:
 
     from outrider_edge.draft.drafter import Drafter
     from outrider_edge.draft.runner import DraftRunner
-    from outrider_edge.session.estimates import Measured
     from outrider_edge.session.line import Item
-    from outrider_edge.session.memory import Prefix, SentLogs
+    from outrider_edge.session.memory import Clouds, Prefix
     from outrider_edge.session.state import SessionState
     from outrider_shared.tree import Node
 
@@ -61,8 +60,7 @@ class SessionLoop:
         runner: Where draft passes run.
         offline: What to do without the cloud.
         alone: The tokens that are shown without it.
-        logs: What clouds were sent before.
-        measured: Of clouds and of the drafter, by all sessions of the device.
+        clouds: What the device remembers of clouds.
     """
 
     def __init__(
@@ -74,8 +72,7 @@ class SessionLoop:
         runner: DraftRunner,
         offline: OfflinePolicy,
         alone: Alone,
-        logs: SentLogs,
-        measured: Measured,
+        clouds: Clouds,
     ) -> None:
         self._state = state
         self._session_id = new_session_id()
@@ -83,8 +80,7 @@ class SessionLoop:
         self._line = line
         self._drafter, self._runner = drafter, runner
         self._offline, self._alone = offline, alone
-        self._logs = logs
-        self._measured = measured
+        self._logs, self._measured = clouds.logs, clouds.measured
         self._control = Control(state.policy)
         self._departures = Departures(self._control.known)
         self._peer = ""
@@ -298,8 +294,9 @@ class SessionLoop:
         """Seconds until the clock alone may change something; None if it cannot."""
         if not self._away:
             silent_s = max(_TICK_S, self._line.heard_at + self._offline.after_s - self._now())
-            leave_in_s = self._leave_in_s() if len(self._state.tree) > self._state.sent else None
-            return silent_s if leave_in_s is None else max(0.0, min(silent_s, leave_in_s))
+            waiting = self._connected and len(self._state.tree) > self._state.sent
+            leave_in_s = self._leave_in_s() if waiting else None
+            return silent_s if leave_in_s is None else max(_TICK_S, min(silent_s, leave_in_s))
         if self._offline.mode is OfflineMode.DRAFT and self._alone.ended:
             return max(_TICK_S, (self._ended_at or self._now()) + self._offline.settle_s - self._now())
         return None

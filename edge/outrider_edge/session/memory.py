@@ -1,10 +1,15 @@
-"""Which logs a cloud may still have, so that the next turn of a conversation sends only what is new."""
+"""What a device remembers of clouds: what was measured, and which logs they may still have.
+
+With the logs, the next turn of a conversation sends only what is new.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from outrider_edge.session.estimates import Measured
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,6 +62,19 @@ class SentLogs:
                 if length >= self._worth and (best is None or length > best.length):
                     best = Prefix(key, length)
         return best
+
+
+@dataclass(frozen=True, slots=True)
+class Clouds:
+    """What the sessions of a device share about clouds.
+
+    Attributes:
+        logs: What clouds were sent.
+        measured: How far they are, how long their steps take.
+    """
+
+    logs: SentLogs = field(default_factory=SentLogs)
+    measured: Measured = field(default_factory=Measured)
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:

@@ -2,8 +2,8 @@
 
 Order:
     1. a finished session does nothing more;
-    2. nodes are sent, where there is a stream, when a message is full; else in time for the cloud's next step where that
-       is known, and where it is not when their burst is done or they waited long enough for company;
+    2. nodes are sent, where there is a stream, when a message is full; else in time for the cloud's next step where
+       that is known, and where it is not when their burst is done or they waited long enough for company;
     3. a burst that ended without a node to carry the news is ended by an empty message, lest the cloud wait;
     4. otherwise draft, up to the bounds: never wait for the network while there is something worth drafting;
     5. otherwise send what is left, or wait for the cloud.

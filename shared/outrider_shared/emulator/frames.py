@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _HEADER_BYTES = 9
 _KINDS = {
-    0: "data", 1: "headers", 3: "rst_stream", 4: "settings", 6: "ping", 7: "goaway", 8: "window_update", 9: "continuation"
+    0: "data", 1: "headers", 3: "rst_stream", 4: "settings", 6: "ping", 7: "goaway", 8: "window_update",
+    9: "continuation",
 }  # fmt: skip
 
 
