@@ -9,7 +9,7 @@ import pytest
 
 from outrider_edge.link.grpc_link import GrpcConnector
 from outrider_edge.session.events import GenerateRequest
-from outrider_edge.session.memory import SentLogs
+from outrider_edge.session.memory import Clouds, SentLogs
 from outrider_shared.packing import pack_tokens
 from outrider_shared.prefix import prefix_digest
 from outrider_shared.sampling import SamplingParams
@@ -72,7 +72,7 @@ def test_a_cloud_that_forgot_asks_for_all_and_the_text_is_the_same(tiny):
         async with serving(tiny) as (address, _), GrpcConnector(address) as connector:
             # A key that no cloud ever gave is what a restarted cloud sees.
             logs.remember(address, b"k" * 16, FIRST)
-            device = client(tiny, connector, lambda: RandomDrafter(1, 97), logs=logs)
+            device = client(tiny, connector, lambda: RandomDrafter(1, 97), clouds=Clouds(logs=logs))
             answer, finished = await collect(device, turn([*FIRST, 5, 6]))
             plain, _ = await collect(client(tiny, connector), turn([*FIRST, 5, 6]))
             assert answer == plain
