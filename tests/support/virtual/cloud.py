@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from outrider_cloud.engine.runner import Decision
+from outrider_shared.errors import InternalError
 
 if TYPE_CHECKING:
     from outrider_cloud.engine.engine import Engine
@@ -47,7 +48,6 @@ class ScriptedRunner:
             name="recorded", vocabulary=pair.vocabulary, eos=frozenset({pair.eos}), context_length=4096,
             tokenizer_sha256="00" * 32, fingerprint="00" * 32, tokenizer=None, layers=[],
         )  # fmt: skip
-        self.kv = types.SimpleNamespace(move=lambda sources, targets: None)
         self.platform = types.SimpleNamespace(sampler=self)
 
     def run(self, batch, bucket: int = 0) -> torch.Tensor:
@@ -55,6 +55,12 @@ class ScriptedRunner:
         self._loop.ahead_s += seconds
         self.forward_s += seconds
         return torch.zeros(len(batch.sampled), 1)
+
+    def move(self, source, target) -> None:
+        """Nothing is held."""
+
+    def fault(self, error: Exception) -> InternalError:
+        return InternalError(f"the scripted model failed: {error}")
 
     def decide(self, batch, shaping=None) -> Decision:
         logits = self.run(batch)
@@ -98,6 +104,7 @@ class EngineTask:
 
     def start(self) -> None:
         self._task = self._loop.create_task(self._run())
+        self._task.add_done_callback(self._ended)
 
     def stop(self) -> None:
         self._task.cancel()
@@ -117,6 +124,12 @@ class EngineTask:
 
         self.post(answer)
         return future
+
+    def _ended(self, task: asyncio.Task) -> None:
+        """An engine that failed ends the simulation: devices would ping it for ever."""
+        if not task.cancelled() and task.exception() is not None:
+            self._loop.call_exception_handler({"message": "the engine failed", "exception": task.exception()})
+            self._loop.stop()
 
     async def _run(self) -> None:
         while True:
