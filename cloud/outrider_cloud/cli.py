@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from outrider_cloud.engine.config import EngineConfig
+    from outrider_cloud.replay.store import ReplayConfig
 
 _log = structlog.get_logger(__name__)
 
@@ -85,6 +86,25 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="A draft model beside the target, for sessions whose edge is late: Hugging Face folder, 'bundled', or 'none'.",
 )
+@click.option(
+    "--replay-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Keep refused drafts of devices that agreed to it here, for `outrider train replay`; by default nothing is kept.",
+)
+@click.option(
+    "--replay-cap-mb",
+    type=click.FloatRange(0.0625),
+    default=256.0,
+    show_default=True,
+    help="Size of that folder at most; the oldest go first.",
+)
+@click.option(
+    "--replay-keep-days",
+    type=click.FloatRange(0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="How long a record is kept at most.",
+)
 @click.option("--ready-file", type=click.Path(path_type=Path), help="Write the address here once serving.")
 @click.option(
     "--pace-step-ms", type=click.FloatRange(0), default=0.0, hidden=True, help="Benchmarks: least time of a step."
@@ -118,6 +138,7 @@ def serve(ready_file: Path | None, **flags: Any) -> None:
         insecure=flags["insecure"],
         max_sessions_per_device=flags["max_sessions_per_device"],
         drain_s=flags["drain_s"],
+        replay=_replay(flags),
     )
     pace_s = flags["pace_step_ms"] / 1e3
     draft = None if flags["draft"] == "none" else flags["draft"]
@@ -200,6 +221,16 @@ def _another_rank(flags: dict[str, Any]) -> list[str]:
             command += [f"--{name.replace('_', '-')}", str(flags[name])]
     buckets = ",".join(map(str, flags["buckets"]))
     return [*command, "--buckets", buckets, "--exact" if flags["exact"] else "--no-exact"]
+
+
+def _replay(flags: dict[str, Any]) -> ReplayConfig | None:
+    from outrider_cloud.replay.store import ReplayConfig  # noqa: PLC0415 - keeps `--help` quick
+
+    if flags["replay_dir"] is None:
+        return None
+    return ReplayConfig(
+        flags["replay_dir"], int(flags["replay_cap_mb"] * (1 << 20)), flags["replay_keep_days"] * 86400.0
+    )
 
 
 def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> Any:

@@ -102,6 +102,11 @@ def golden(pack: Path, *, texts: tuple[str, ...], tokens: int) -> None:
 @click.option(
     "--json-schema", type=click.Path(path_type=Path), help="The answer must fit the JSON schema in this file."
 )
+@click.option(
+    "--report-refused",
+    is_flag=True,
+    help="Let the cloud keep where it refuses drafts, with the text before, to train better ones.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def generate(prompt: str, *, chat: bool, as_json: bool, **flags: Any) -> None:
     """Generate one answer: the text is the cloud model's own, token for token."""
@@ -204,6 +209,7 @@ def _request(device: Device, text: str, flags: dict[str, Any], *, chat: bool) ->
         top_logprobs=flags.get("logprobs") or 0,
         grammar=_grammar(flags.get("json_schema")),
         pace=Pace(flags["pace"]),
+        report_refused=flags.get("report_refused", False),
     )
 
 

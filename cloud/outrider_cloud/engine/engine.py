@@ -167,7 +167,9 @@ class Engine:
         if session is None or session.state is State.FINISHED:
             return
         try:
+            first = len(session.tree)
             wire.append_draft(session.tree, message, self.runner.loaded.vocabulary)
+            session.note_late(first)
             check_tree(session, self.config)
         except OutriderError as error:
             self._fail(session, error)
@@ -263,6 +265,7 @@ class Engine:
         session, before, judged = work.session, len(work.session.log), judge(work.nodes, offsets)
         origins = [*(source_of(work.nodes[offset - 1]) for offset in offsets[1:]), Source.TARGET]
         for taken, token in enumerate(tokens, 1):
+            session.note_refused(token)
             session.tree.advance(token)
             session.finish = session.finish_of(self._stop_of, self.runner.loaded.context_length)
             if session.finish is not None:
@@ -318,6 +321,7 @@ class Engine:
             finish=session.finish,
             logprobs=tuple(session.logprobs[known - session.opened_at :]),
             usage=session.usage if session.finish is not None else None,
+            refused=session.take_refused(),
         )
 
     def _finish_if_due(self, session: Session) -> None:

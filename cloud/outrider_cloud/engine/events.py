@@ -61,6 +61,7 @@ class Request:
         matcher: The compiled grammar that the answer must match, at its start; this session's own.
         min_tokens: End tokens and `stop` are not chosen before this many tokens are generated.
         own_drafts: Whether the cloud may draft for the session; without, and without drafts, it decodes plainly.
+        report_refused: Tell with each commit where the edge's drafts were refused.
     """
 
     session_id: SessionId
@@ -76,6 +77,7 @@ class Request:
     min_tokens: int = 0
     matcher: Matcher | None = None
     own_drafts: bool = True
+    report_refused: bool = False
 
 
 @dataclass(slots=True)
@@ -142,6 +144,19 @@ class Hint:
 
 
 @dataclass(frozen=True, slots=True)
+class Refused:
+    """The edge's best draft at a place was not what the target chose.
+
+    Attributes:
+        position: Index in the log.
+        drafted: What the edge had drafted there, its best first; one of the others may have been right.
+    """
+
+    position: int
+    drafted: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Committed:
     """The log grew.
 
@@ -156,6 +171,7 @@ class Committed:
         finish: Set with the last event of a session.
         logprobs: One per token if asked for.
         usage: Set with `finish`.
+        refused: Where the edge's drafts were refused since the last event, if the request wants to know.
     """
 
     session_id: SessionId
@@ -169,6 +185,7 @@ class Committed:
     finish: Finish | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
     usage: Usage | None = None
+    refused: tuple[Refused, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from outrider_cloud.engine.events import Finish, Usage
+from outrider_cloud.engine.events import Finish, Refused, Usage
 from outrider_cloud.engine.survival import DraftSurvival
 from outrider_shared.sampling.shape import TokenCounts
 from outrider_shared.tree import UNNUMBERED, DraftTree
@@ -99,6 +99,8 @@ class Session:
         self.response_s: float | None = None
         self.silent_since: float | None = None
         self.won_s = 0.0
+        self._refused: list[Refused] = []
+        self._judged_to = len(request.prompt) - 1
         self.hint: Hint | None = None
         self._told: Hint | None = None
         self._committed_at: dict[int, float] = {}
@@ -168,6 +170,36 @@ class Session:
         if started is not None:
             taken = now - started
             self.response_s = taken if self.response_s is None else self.response_s + 0.3 * (taken - self.response_s)
+
+    def note_refused(self, chosen: int) -> None:
+        """Before the log grows by what the target chose: was it the edge's best draft there?"""
+        if not self.request.report_refused:
+            return
+        drafted = [node for node in self.tree.children.values() if node.number != UNNUMBERED]
+        if drafted:
+            drafted.sort(key=lambda node: node.number)
+            self._judge(drafted[0].position, tuple(node.token for node in drafted), refused=drafted[0].token != chosen)
+
+    def note_late(self, first: int) -> None:
+        """Nodes from number `first` on came: of those that the log has overtaken, which were wrong?"""
+        if not self.request.report_refused:
+            return
+        for number in range(first, len(self.tree)):
+            node = self.tree.node(number)
+            if node.position < len(self.log) and (node.parent is None or not node.parent.dead):
+                self._judge(node.position, (node.token,), refused=node.dead)
+
+    def _judge(self, position: int, drafted: tuple[int, ...], *, refused: bool) -> None:
+        """Each place is judged once, by the first that was drafted for it; siblings may come later."""
+        if position > self._judged_to:
+            self._judged_to = position
+            if refused:
+                self._refused.append(Refused(position, drafted))
+
+    def take_refused(self) -> tuple[Refused, ...]:
+        """What was noted since this was asked last."""
+        taken, self._refused = tuple(self._refused), []
+        return taken
 
     def likeliest(self, nodes: Iterable[Node], depth: int) -> tuple[Node, float]:
         """Of siblings at that depth, the one that is most likely right, and how likely that is."""

@@ -12,6 +12,8 @@ from outrider_shared.wire import MAX_MESSAGE_BYTES, NODES_BEFORE_OPENED
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from outrider_cloud.replay.store import ReplayConfig
+
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
@@ -49,6 +51,7 @@ class ServiceConfig:
         grammar_timeout_s: Most time that an answer's grammar may take to compile.
         remembered_tokens: Tokens of earlier logs that are kept so that devices need not send them again; 0 keeps none.
         drain_s: How long a stopping service lets sessions finish before it asks them to go on elsewhere.
+        replay: Where refused drafts of devices that agreed are kept; None keeps none.
     """
 
     listen: str = "127.0.0.1:0"
@@ -62,6 +65,7 @@ class ServiceConfig:
     grammar_timeout_s: float = 5.0
     remembered_tokens: int = 1 << 22
     drain_s: float = 20.0
+    replay: ReplayConfig | None = None
 
     def __post_init__(self) -> None:
         if self.max_nodes_per_message < NODES_BEFORE_OPENED:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from outrider_cloud.engine.events import Committed, Event, Failed, Opened
+from outrider_cloud.replay.recording import Recording
 from outrider_cloud.service.directory import Directory, Stream
 from outrider_cloud.service.memory import LogMemory
 from outrider_cloud.service.opening import read_open
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from outrider_cloud.grammar.compiler import GrammarCompiler
     from outrider_cloud.grammar.matcher import Matcher
     from outrider_cloud.model.loading import LoadedModel
+    from outrider_cloud.replay.writer import ReplayWriter
     from outrider_cloud.service.config import ServiceConfig
     from outrider_shared.ids import SessionId
 
@@ -56,6 +58,7 @@ class Service:
         max_nodes: Pending nodes that the engine allows a session.
         grammars: Compiles what answers must match; None refuses grammars.
         memory: Logs that devices need not send again.
+        replay: Keeps the refused drafts of sessions that agreed; None keeps none.
     """
 
     thread: EngineThread
@@ -65,6 +68,7 @@ class Service:
     max_nodes: int
     grammars: GrammarCompiler | None = None
     memory: LogMemory = field(default_factory=lambda: LogMemory(0))
+    replay: ReplayWriter | None = None
 
 
 class SessionHandler:
@@ -81,6 +85,7 @@ class SessionHandler:
         self._device = device
         self._send = send
         self._outbox = Outbox()
+        self._recording: Recording | None = None
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self, requests: AsyncIterator[pb.DecodeRequest]) -> OutriderError | None:
@@ -116,7 +121,7 @@ class SessionHandler:
 
     async def _serve(self, message: pb.Open, requests: AsyncIterator[pb.DecodeRequest]) -> None:
         message, prefix, early = await self._whole(message, requests)
-        request = read_open(message, self._service.model, prefix)
+        request = self._recorded(read_open(message, self._service.model, prefix))
         stream = Stream(request.session_id, self._device, request, self._end)
         resumable = self._service.directory.enter(stream, message.lease)
         outcome = "broken"
@@ -130,6 +135,18 @@ class SessionHandler:
             raise
         finally:
             self._leave(stream, outcome)
+
+    def _recorded(self, request: Request) -> Request:
+        """Begin to record if the device agreed and this service keeps records; else the engine need not tell."""
+        replay = self._service.replay
+        if request.report_refused and replay is not None:
+            self._recording = Recording(request, replay.context_tokens)
+        return dataclasses.replace(request, report_refused=self._recording is not None)
+
+    def _take(self, event: Event) -> None:
+        if self._recording is not None:
+            self._recording.take(event)
+        self._outbox.put(event)
 
     async def _compile(self, message: pb.Open, request: Request) -> Matcher:
         grammar, compiler = grammar_from_wire(message.grammar), self._service.grammars
@@ -164,7 +181,7 @@ class SessionHandler:
 
     async def _start(self, request: Request, *, resumable: bool) -> None:
         loop = asyncio.get_running_loop()
-        sink = functools.partial(_post, loop, self._outbox)
+        sink = functools.partial(_post, loop, self._take)
 
         def start(engine: Engine) -> None:
             if resumable and engine.resume(request.session_id, request.committed, sink):
@@ -260,6 +277,9 @@ class SessionHandler:
             self._service.thread.post(lambda engine: engine.close(session_id))
         self._ended.cancel()
         self._service.memory.keep(stream.log_key, self._device, stream.log)
+        if self._recording is not None and (record := self._recording.record()) is not None:
+            assert self._service.replay is not None
+            self._service.replay.put(record)
         _log.info("session left", session=session_id, device=self._device, outcome=outcome)
 
 
@@ -276,10 +296,10 @@ def _draft(session_id: SessionId, draft: pb.Draft, arrived: float, engine: Engin
     engine.draft(session_id, draft, arrived)
 
 
-def _post(loop: asyncio.AbstractEventLoop, outbox: Outbox, event: Event) -> None:
+def _post(loop: asyncio.AbstractEventLoop, take: Callable[[Event], None], event: Event) -> None:
     """Hand an event from the engine's thread to the loop; a loop that has closed wants no more events."""
     try:
-        loop.call_soon_threadsafe(outbox.put, event)
+        loop.call_soon_threadsafe(take, event)
     except RuntimeError:
         if not loop.is_closed():
             raise

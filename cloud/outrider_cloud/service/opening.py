@@ -63,6 +63,7 @@ def read_open(message: pb.Open, model: LoadedModel, prefix: tuple[int, ...] = ()
         top_logprobs=message.top_logprobs,
         min_tokens=message.min_tokens,
         own_drafts=not message.no_cloud_drafts,
+        report_refused=message.report_refused,
     )
 
 

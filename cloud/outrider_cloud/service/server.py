@@ -15,6 +15,8 @@ from grpc_reflection.v1alpha import reflection
 
 from outrider_cloud.engine.thread import EngineThread
 from outrider_cloud.grammar.compiler import GrammarCompiler
+from outrider_cloud.replay.store import Kind, ReplayStore
+from outrider_cloud.replay.writer import ReplayWriter
 from outrider_cloud.service.directory import Directory
 from outrider_cloud.service.handler import Service, SessionHandler
 from outrider_cloud.service.memory import LogMemory
@@ -76,6 +78,7 @@ class Server:
             engine.config.max_nodes,
             self._grammars,
             LogMemory(config.remembered_tokens),
+            _replay(config, engine),
         )
         self._draining = False
         self._health = health.aio.HealthServicer()
@@ -94,6 +97,8 @@ class Server:
         names = (wire.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         port = self._bind()
+        if self._service.replay is not None:
+            self._service.replay.start()
         self._thread.start()
         await self._server.start()
         await self._set_health(serving=True)
@@ -114,6 +119,8 @@ class Server:
         await self._server.stop(grace=2.0)
         await asyncio.to_thread(self._thread.stop)
         await asyncio.to_thread(self._grammars.close)
+        if self._service.replay is not None:
+            await asyncio.to_thread(self._service.replay.stop)
 
     async def abandon(self, reason: str) -> None:
         """Send all sessions elsewhere at once; a step that waits for a lost rank is not waited for."""
@@ -122,6 +129,8 @@ class Server:
         for stream in self._service.directory.streams():
             stream.end(UnavailableError(reason, hint="resume at another replica"))
         await self._server.stop(grace=1.0)
+        if self._service.replay is not None:
+            await asyncio.to_thread(self._service.replay.stop)
 
     async def serve_until_signal(self, on_ready: Callable[[str], None], failure: Failure | None = None) -> None:
         """Run until SIGTERM or SIGINT, then drain.
@@ -215,6 +224,15 @@ def _waking(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> Callable[[
         loop.call_soon_threadsafe(event.set)
 
     return wake
+
+
+def _replay(config: ServiceConfig, engine: Engine) -> ReplayWriter | None:
+    """What keeps refused drafts, if anything does. Raises ConfigError, StorageError."""
+    if config.replay is None:
+        return None
+    model = engine.runner.loaded
+    kind = Kind(model.fingerprint, model.tokenizer_sha256, model.vocabulary, model.name)
+    return ReplayWriter(ReplayStore(config.replay, kind), config.replay.context_tokens)
 
 
 def _parse(data: bytes) -> pb.DecodeRequest | DecodeError:

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from outrider_edge.api.asks import chat_ask, completion_ask
+from outrider_edge.api.asks import chat_ask, completion_ask, reporting
 from outrider_edge.api.errors import error_response, response_of, validation_response
 from outrider_edge.api.guard import Guard
 from outrider_edge.api.metrics import CONTENT_TYPE
@@ -98,6 +98,7 @@ def _add_answers(app: FastAPI, desk: Desk, config: EdgeConfig, metrics: Metrics)
     async def chat(request: Request, body: ChatRequest, x_outrider_local_only: LocalOnly = False) -> Response:
         """Answer a conversation."""
         ask = chat_ask(body, desk.outfit, defaults, local_only=x_outrider_local_only, redact=desk.redact)
+        ask = reporting(ask, body, agreed=config.privacy.report_refused)
         _note(config, ask, body)
         return await respond(request, ask, chat=True, stream=body.stream)
 
@@ -105,6 +106,7 @@ def _add_answers(app: FastAPI, desk: Desk, config: EdgeConfig, metrics: Metrics)
     async def complete(request: Request, body: CompletionRequest, x_outrider_local_only: LocalOnly = False) -> Response:
         """Continue a text."""
         ask = completion_ask(body, desk.outfit, defaults, local_only=x_outrider_local_only, redact=desk.redact)
+        ask = reporting(ask, body, agreed=config.privacy.report_refused)
         _note(config, ask, body)
         return await respond(request, ask, chat=False, stream=body.stream)
 

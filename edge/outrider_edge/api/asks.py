@@ -142,6 +142,13 @@ def completion_ask(
     return replace(ask, echo=echo, local_only=local_only)
 
 
+def reporting(ask: Ask, body: ChatRequest | CompletionRequest, *, agreed: bool) -> Ask:
+    """The ask, with leave to keep its refused drafts if the device's owner agreed; a request may only say no."""
+    if not agreed or (body.outrider is not None and body.outrider.report_refused is False):
+        return ask
+    return replace(ask, requests=tuple(replace(request, report_refused=True) for request in ask.requests))
+
+
 def _local(body: ChatRequest | CompletionRequest, defaults: Defaults) -> bool:
     """Whether nothing of this request may leave the device."""
     return defaults.local_only or body.model == LOCAL_MODEL or (body.outrider is not None and body.outrider.local_only)

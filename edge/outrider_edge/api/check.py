@@ -90,7 +90,8 @@ def _privacy(config: EdgeConfig) -> Finding:
         return Finding("privacy", "nothing leaves the device: the draft model answers alone")
     hook = f"changed by {config.privacy.redact} first" if config.privacy.redact else "as they are"
     logged = "; prompts are logged" if config.privacy.log_prompts else ""
-    return Finding("privacy", f"prompts go to the cloud {hook}{logged} (docs/privacy.md)")
+    kept = "; it may keep where it refuses drafts, to train better ones" if config.privacy.report_refused else ""
+    return Finding("privacy", f"prompts go to the cloud {hook}{kept}{logged} (docs/privacy.md)")
 
 
 def _draft(device: Device) -> Finding:

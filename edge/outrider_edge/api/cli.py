@@ -24,13 +24,14 @@ _PLACES = {
     "hosts": ("serve", "hosts"), "origins": ("serve", "origins"), "drain_s": ("serve", "drain_s"),
     "concurrent": ("limits", "concurrent"), "memory_mb": ("limits", "memory_mb"), "pace": ("defaults", "pace"),
     "local_only": ("defaults", "local_only"), "smooth": ("defaults", "smooth"),
-    "log_prompts": ("privacy", "log_prompts"),
+    "log_prompts": ("privacy", "log_prompts"), "report_refused": ("privacy", "report_refused"),
 }  # fmt: skip
 
 
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Flags over the configuration file and the environment."""
     for option in (
+        click.option("--report-refused", is_flag=True, default=None, help="Let the cloud keep where it refuses drafts, with the text before, to train better ones."),
         click.option("--log-prompts", is_flag=True, default=None, help="Write prompts and answers to the log."),
         click.option("--local-only", is_flag=True, default=None, help="Never leave the device: the draft model answers alone."),
         click.option("--smooth", is_flag=True, default=None, help="Spread bursts of tokens evenly."),

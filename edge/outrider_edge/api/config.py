@@ -178,10 +178,12 @@ class Privacy:
     Attributes:
         redact: `module:function` that changes each text before it is sent on; empty is none.
         log_prompts: Write prompts and answers to the log.
+        report_refused: Let the cloud keep where it refused drafts, with the text around, to train better ones.
     """
 
     redact: str = ""
     log_prompts: bool = False
+    report_refused: bool = False
 
     def __post_init__(self) -> None:
         ok = not self.redact or all(part.replace(".", "").isidentifier() for part in self.redact.split(":", 1))

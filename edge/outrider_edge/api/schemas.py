@@ -116,6 +116,7 @@ class Outrider(Model):
     local_only: bool = Field(False, description="Never leave the device: the draft model answers alone.")
     offline: OfflineMode | None = Field(None, description="What to do while the cloud cannot be reached.")
     smooth: bool | None = Field(None, description="Spread bursts of tokens evenly.")
+    report_refused: bool | None = Field(None, description="False: nothing of this request is kept for training.")
 
 
 class Common(Model):

@@ -52,6 +52,7 @@ class GenerateRequest:
         min_tokens: The model's end tokens and `stop` are not chosen before this many tokens.
         grammar: What the answer must match; None is free text. Without `ignore_eos` and `min_tokens` only.
         trace: Tell each drafted node, too (`Drafted`).
+        report_refused: Let the cloud keep where it refused a draft, with the text around it, to train better drafts.
     """
 
     prompt: tuple[int, ...]
@@ -66,6 +67,7 @@ class GenerateRequest:
     grammar: Grammar | None = None
     cloud_drafts: bool = True
     trace: bool = False
+    report_refused: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_tokens < 1 << 31:

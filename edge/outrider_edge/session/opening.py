@@ -58,4 +58,5 @@ def open_message(
         min_tokens=request.min_tokens,
         grammar=grammar_to_wire(request.grammar),
         no_cloud_drafts=not request.cloud_drafts,
+        report_refused=request.report_refused,
     )

@@ -246,6 +246,7 @@ class Open(_message.Message):
     PREFIX_DIGEST_FIELD_NUMBER: _builtins.int
     TOKEN_CODING_FIELD_NUMBER: _builtins.int
     NO_CLOUD_DRAFTS_FIELD_NUMBER: _builtins.int
+    REPORT_REFUSED_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """8 to 64 characters of A-Z a-z 0-9 _ -; random, so that no other device can name it."""
     protocol_version: _builtins.int
@@ -288,6 +289,10 @@ class Open(_message.Message):
     """How `prompt` is written."""
     no_cloud_drafts: _builtins.bool
     """The cloud shall not draft by itself. The text is the same; for measurements of what drafts bring."""
+    report_refused: _builtins.bool
+    """The owner of the device agrees that the cloud keeps where this session's drafts were refused, with the tokens around
+    those places, to train better drafts (see docs/privacy.md). Absent: nothing of the session is written to a disk.
+    """
     @_builtins.property
     def sampling(self) -> Global___Sampling: ...
     @_builtins.property
@@ -325,10 +330,11 @@ class Open(_message.Message):
         prefix_digest: _builtins.bytes = ...,
         token_coding: Global___TokenCoding.ValueType = ...,
         no_cloud_drafts: _builtins.bool = ...,
+        report_refused: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "committed_length", b"committed_length", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "lease", b"lease", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "model", b"model", "no_cloud_drafts", b"no_cloud_drafts", "pace", b"pace", "prefix", b"prefix", "prefix_digest", b"prefix_digest", "prefix_length", b"prefix_length", "prompt", b"prompt", "prompt_length", b"prompt_length", "protocol_version", b"protocol_version", "sampling", b"sampling", "session_id", b"session_id", "stop_token_ids", b"stop_token_ids", "token_coding", b"token_coding", "tokenizer_sha256", b"tokenizer_sha256", "top_logprobs", b"top_logprobs", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "committed_length", b"committed_length", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "lease", b"lease", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "model", b"model", "no_cloud_drafts", b"no_cloud_drafts", "pace", b"pace", "prefix", b"prefix", "prefix_digest", b"prefix_digest", "prefix_length", b"prefix_length", "prompt", b"prompt", "prompt_length", b"prompt_length", "protocol_version", b"protocol_version", "report_refused", b"report_refused", "sampling", b"sampling", "session_id", b"session_id", "stop_token_ids", b"stop_token_ids", "token_coding", b"token_coding", "tokenizer_sha256", b"tokenizer_sha256", "top_logprobs", b"top_logprobs", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
