@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from outrider_edge.api.cli import check, serve
+from outrider_edge.chat.cli import chat
 from outrider_edge.compare import BUNDLED, Pair, read_requests, totals
 from outrider_edge.compare import compare as compare_answers
 from outrider_edge.device import Device, bundled_pack
@@ -183,6 +184,7 @@ def choose_pack(packs: tuple[str, ...], *, out: Path | None, as_json: bool, **fl
 
 
 edge.add_command(serve)
+edge.add_command(chat)
 edge.add_command(check)
 
 

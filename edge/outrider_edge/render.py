@@ -50,6 +50,15 @@ MEANING = {
 }
 
 
+# A model may write what a terminal would obey; the pictures of those characters harm nobody.
+_HARMLESS = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | dict.fromkeys(range(0x7F, 0xA0), 0x2421)
+
+
+def harmless(text: str) -> str:
+    """Text without characters that a terminal takes for commands."""
+    return text.translate(_HARMLESS)
+
+
 def legend() -> Text:
     """What the colours mean."""
     return Text("  ").join(Text(MEANING[origin], style) for origin, style in STYLES.items())
@@ -165,7 +174,7 @@ class TokenPrinter:
         self._put(text, "default")
 
     def _put(self, text: str, style: str) -> None:
-        self._console.print(Text(text, style), end="", soft_wrap=True)
+        self._console.print(Text(harmless(text), style), end="", soft_wrap=True)
 
     def _note(self, text: str) -> None:
         self._console.print(Text(f"\n{text}", "dim"), soft_wrap=True)

@@ -77,6 +77,24 @@ class CutLink:
         await self._link.close()
 
 
+def test_streams_are_given_back_however_answers_end(tiny):
+    """Answers that end, and answers that are left: none holds its stream, so an old connection can be closed."""
+
+    async def run():
+        async with serving(tiny, CONFIG) as (address, _), GrpcConnector(address) as connector:
+            device = client(tiny, connector, lambda: RandomDrafter(1, tiny.vocabulary))
+            for seed in range(6):
+                await collect(device, _request(seed, 12))
+                async with contextlib.aclosing(device.generate(_request(seed))) as events:
+                    async for event in events:
+                        if isinstance(event, Tokens):
+                            break
+            assert connector._channel.opened == 12
+            assert connector._channel.links == 0
+
+    asyncio.run(run())
+
+
 def test_sixty_four_sessions_at_once_each_equal_plain_decoding(tiny):
     """64 devices on one cloud: all finish, each with its plain tokens, and all KV is free afterwards."""
 

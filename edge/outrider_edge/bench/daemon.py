@@ -10,10 +10,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import click
 
+from outrider_edge.bench.asking import chunks_of, sent
 from outrider_edge.bench.processes import Served, cloud_flags, serving
 from outrider_edge.compare import BUNDLED, read_requests
 from outrider_shared.cli import TypedErrors
@@ -130,30 +130,23 @@ def _rss_mb(pid: int) -> float | None:
 
 
 async def _ask(url: str, chat: list[dict[str, Any]], max_tokens: int, gaps: Gaps, *, smooth: bool) -> None:
-    place = urlsplit(url)
     body = json.dumps({
         "messages": chat, "temperature": 0, "max_tokens": max_tokens, "stream": True,
         "outrider": {"details": True, "smooth": smooth},
     }).encode()  # fmt: skip
-    reader, writer = await asyncio.open_connection(place.hostname, place.port)
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {place.netloc}\r\nConnection: close\r\n"
-    writer.write(f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
     started, last = time.perf_counter(), 0.0
-    async for line in reader:
-        if not line.startswith(b"data: {"):
-            continue
-        chunk = json.loads(line[6:])
-        if "error" in chunk:
-            raise UnavailableError(chunk["error"]["message"])
-        now = time.perf_counter()
-        for _ in chunk.get("outrider", {}).get("tokens", ()):
-            if last:
-                gaps.gaps_ms.append(1000 * (now - last))
-            else:
-                gaps.first_ms.append(1000 * (now - started))
-            last = now
+    async with sent(url, "/v1/chat/completions", body) as reader:
+        async for chunk in chunks_of(reader):
+            if "error" in chunk:
+                raise UnavailableError(chunk["error"]["message"])
+            now = time.perf_counter()
+            for _ in chunk.get("outrider", {}).get("tokens", ()):
+                if last:
+                    gaps.gaps_ms.append(1000 * (now - last))
+                else:
+                    gaps.first_ms.append(1000 * (now - started))
+                last = now
     gaps.last_ms.append(1000 * (last - started))
-    writer.close()
 
 
 @click.group(cls=TypedErrors)

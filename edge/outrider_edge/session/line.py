@@ -175,8 +175,10 @@ class Line:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await link.close()
+            try:
+                await asyncio.gather(*tasks, return_exceptions=True)
+            finally:  # whoever stops the line cancels this wait, too
+                await link.close()
 
     async def _receive(self, link: Link) -> None:
         clock = asyncio.get_running_loop().time

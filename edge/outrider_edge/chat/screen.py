@@ -1,0 +1,160 @@
+"""Shows an answer while it streams in: in colours by origin on a terminal, as bare text elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from outrider_edge.render import MEANING, STYLES, UNVERIFIED, harmless, legend
+from outrider_edge.session.events import Origin
+
+if TYPE_CHECKING:
+    from outrider_edge.chat.answerer import Chunk
+
+_SUMS = ("drafted", "accepted", "cloud_steps", "saved_cloud_steps", "bytes_up", "bytes_down")
+
+
+class Screen:
+    """One conversation's output.
+
+    Args:
+        console: Where answers go; notes go to its standard error where that is no terminal.
+
+    Attributes:
+        rich: Whether origins are shown; then answers have to come with details.
+        text: Of the answer so far.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False)
+        self.rich = self._console.is_terminal
+        self._notes = self._console if self.rich else Console(highlight=False, stderr=True)
+        self._origins: Counter[str] = Counter()
+        self._sums: Counter[str] = Counter()
+        self._answers, self._seconds = 0, 0.0
+        self.begin()
+
+    def begin(self) -> None:
+        """A new answer."""
+        self.text = ""
+        self._alone: list[str] = []
+        self._tokens, self._started, self._column = 0, time.monotonic(), False
+
+    def take(self, chunk: Chunk) -> None:
+        """Show one chunk."""
+        detail = chunk.get("outrider") or {}
+        if not self.rich:
+            for choice in chunk["choices"]:
+                self._put(choice["delta"].get("content") or "", "default")
+        for kind, say in (("reconnecting", "link lost"), ("offline", "offline")):
+            if kind in detail and not self._alone:
+                self._note(f"{say}: {detail[kind]}")
+        if "unverified" in detail:
+            self._alone_told(detail["unverified"])
+        if "retracted" in detail:
+            self._retracted(detail["retracted"])
+        if self.rich:
+            self._told(detail.get("tokens") or [])
+        if "timings" in chunk:
+            self._ended(chunk)
+        self._sums["tokens"] += (chunk.get("usage") or {}).get("completion_tokens", 0)
+
+    def finish(self, note: str = "") -> None:
+        """The answer is over, or was left."""
+        if self._column:
+            self._console.print()
+        if note:
+            self.note(note)
+
+    def note(self, words: str) -> None:
+        """Something that is no answer."""
+        self._notes.print(Text(harmless(words), "dim"), soft_wrap=True)
+
+    def problem(self, words: str) -> None:
+        """Something that went wrong."""
+        self._notes.print(Text(harmless(words), "red"), soft_wrap=True)
+
+    def hello(self, about: str) -> None:
+        """The first lines."""
+        if self.rich:
+            self.note(about)
+            self._console.print(legend())
+
+    def stats(self, status: dict[str, Any]) -> None:
+        """What was done so far."""
+        sums, tokens = self._sums, self._sums["tokens"]
+        rows: dict[str, Any] = {"answers": self._answers, "tokens": tokens}
+        rows |= {MEANING[Origin(name)]: count for name, count in self._origins.most_common() if count}
+        rows |= {name.replace("_", " "): sums[name] for name in _SUMS}
+        if sums["cloud_steps"]:
+            rows["tokens per cloud step"] = round(tokens / sums["cloud_steps"], 2)
+        if self._seconds:
+            rows["tokens per second"] = round(tokens / self._seconds, 1)
+        rows |= {name: status[name] for name in ("draft", "cloud", "model", "rtt_ms") if status.get(name) is not None}
+        for name, value in rows.items():
+            self.note(f"{name:<22} {value}")
+
+    # ---- one answer -----------------------------------------------------------------------------------------------
+
+    def _told(self, tokens: list[dict[str, Any]]) -> None:
+        for token in tokens:
+            self._tokens += 1
+            self._origins[token["origin"]] += 1
+            if self._alone:
+                # It stands there already, dim; that it is confirmed is told when all of them are, or when they are not.
+                self.text += self._alone.pop(0)
+                if not self._alone:
+                    self._mark("]")
+                    if token["origin"] != Origin.UNVERIFIED:
+                        self._note("verified: all of it is the cloud model's own")
+            else:
+                self.text += token["text"]
+                self._show(token["text"], STYLES[Origin(token["origin"])])
+
+    def _alone_told(self, texts: list[str]) -> None:
+        if not self._alone:
+            self._mark("[unverified: ")
+        self._alone += texts
+        self._show("".join(texts), UNVERIFIED)
+
+    def _retracted(self, count: int) -> None:
+        self._mark("]")
+        del self._alone[-count:]
+        self._note(f"the cloud chose otherwise, {count} unverified tokens are taken back; what stands:")
+        self._show(self.text + "".join(self._alone), "default")
+
+    def _ended(self, chunk: Chunk) -> None:
+        timings, seconds = chunk["timings"], time.monotonic() - self._started
+        self._answers, self._seconds = self._answers + 1, self._seconds + seconds
+        self._sums.update({name: timings[name] for name in _SUMS})
+        if not self.rich:
+            return
+        steps = timings["cloud_steps"]
+        about = [f"{self._tokens} tokens", f"{self._tokens / seconds:.0f}/s" if seconds else ""]
+        if steps:
+            about.append(f"{steps} cloud steps, {timings['accepted']} drafts accepted, {timings['bytes_up']} B up")
+        if chunk.get("unverified"):
+            about.append("no target confirmed the end of it")
+        self._note(", ".join(part for part in about if part))
+
+    def _put(self, text: str, style: str) -> None:
+        self.text += text
+        self._show(text, style)
+
+    def _show(self, text: str, style: str) -> None:
+        if text:
+            self._console.print(Text(harmless(text), style), end="", soft_wrap=True)
+            self._column = not text.endswith("\n")
+
+    def _mark(self, text: str) -> None:
+        self._show(text, UNVERIFIED)
+
+    def _note(self, words: str) -> None:
+        if self._column and self.rich:
+            self._console.print()
+            self._column = False
+        self.note(words)
