@@ -6,6 +6,8 @@ import contextlib
 import datetime as dt
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -240,3 +242,67 @@ def test_mutual_tls_lets_in_who_has_a_certificate_and_nobody_else(pki, tmp_path)
             assert done.returncode == 1
             assert "Traceback" not in done.stderr
             assert json.loads(done.stdout)["error"]["code"] in {"unavailable", "deadline"}
+
+
+def chat(address: str, *lines: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Say those lines through a pipe to a chat that talks to a cloud directly."""
+    command = [sys.executable, "-m", "outrider_edge.cli", "chat", "--cloud", address, "--no-history"]
+    typed = "".join(f"{line}\n" for line in lines)
+    return subprocess.run(
+        command, input=typed, capture_output=True, text=True, env=environment or ENVIRONMENT, timeout=240, check=False
+    )
+
+
+def test_a_chat_through_a_pipe_answers_and_keeps_commands_apart(address, tmp_path):
+    saved = tmp_path / "talk.json"
+    result = chat(address, MESSAGES_PROMPT, "/stats", f"/save {saved}", "/reset", "/quit", "never read")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("\n") >= 1
+    assert "\x1b[" not in result.stdout, "no colours where nobody sees them"
+    assert "tokens per cloud step" in result.stderr
+    assert MESSAGES_PROMPT in saved.read_text()
+
+
+def test_an_unknown_command_of_a_chat_is_told_and_fails_a_script(address):
+    result = chat(address, "/nosuch", "/quit")
+    assert result.returncode == 1
+    assert "/nosuch" in result.stderr
+    assert "/help" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_a_chat_on_a_terminal_streams_an_answer(address, no_color):
+    """A real pseudo-terminal: the prompt, the answer, colours unless they are not wanted, a clean end."""
+    main, child = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "outrider_edge.cli", "chat", "--cloud", address, "--no-history"],
+        stdin=child,
+        stdout=child,
+        stderr=child,
+        env={**ENVIRONMENT, "TERM": "xterm-256color", "NO_COLOR": no_color},
+    )
+    os.close(child)
+    try:
+        read_until(main, b"\x1b[?2004h")  # the line editor is ready
+        os.write(main, MESSAGES_PROMPT.encode() + b"\r")
+        shown = read_until(main, b"cloud steps")
+        os.write(main, b"/quit\r")
+        assert process.wait(60) == 0
+        assert (b"\x1b[32m" in shown) is not bool(no_color)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(main)
+
+
+def read_until(terminal: int, mark: bytes, limit_s: float = 120.0) -> bytes:
+    """What a terminal showed up to a mark."""
+    seen, end = b"", time.monotonic() + limit_s
+    while mark not in seen:
+        assert time.monotonic() < end, seen
+        if select.select([terminal], [], [], 0.5)[0]:
+            seen += os.read(terminal, 65536)
+            if b"\x1b[6n" in seen[-200:]:
+                os.write(terminal, b"\x1b[1;1R")
+    return seen
