@@ -7,6 +7,7 @@ can search the schedules and shrink the ones that fail.
 from __future__ import annotations
 
 from collections import deque
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -41,11 +42,21 @@ class Chooser(Protocol):
     def __call__(self, count: int) -> int: ...
 
 
+class AtOnce(Executor):
+    """Drafts ahead of a step before it instead of beside it: always the same rounds."""
+
+    def submit(self, call, *args):
+        """Run it."""
+        future: Future = Future()
+        future.set_result(call(*args))
+        return future
+
+
 class RecordingEngine(Engine):
     """An engine that keeps the logits from which every committed token was chosen."""
 
     def __init__(self, runner: ModelRunner, config: EngineConfig, clock, draft_model=None) -> None:
-        super().__init__(runner, config, clock, draft_model)
+        super().__init__(runner, config, clock, draft_model, AtOnce())
         self.rows: dict[tuple[SessionId, int], torch.Tensor] = {}
 
     def _extend(self, work: Work, logits: torch.Tensor, tokens: list[int], offsets: list[int]) -> None:

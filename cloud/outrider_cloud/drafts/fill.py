@@ -1,10 +1,11 @@
-"""Who is drafted for in the cloud before a step, and how far.
+"""Who is drafted for in the cloud, before a step and while one runs, and how far.
 
 Rules:
     * Prompt lookup for every session that would run without a draft: it costs nothing but rows that are free.
-    * The draft model, if there is one, below the best path of whoever gains: its own nodes, a lookup's or the edge's. A
-      round (one forward for all of them) is run while it is expected to bring tokens faster than the step does without:
-      sum of reach x survival > tokens expected so far / (time of the step + time drafted) x time of a round.
+    * The draft model, if there is one, below the likeliest leaf of whoever gains: its own nodes, a lookup's or the
+      edge's. A round (one forward for all of them) is run while it is expected to bring tokens faster than the step
+      does without: sum of gains > tokens expected so far / (time of the step + time drafted) x time of a round.
+    * While the target's step runs, it drafts on (`ahead`), as far as there is time.
     * Only rows that would stay empty are filled. As edges fill them, the work goes back to the edges.
     * A draft model that fails is let go: sessions lose its drafts, nothing else.
     * The last token of an answer is the target's own: nothing is drafted for it.
@@ -15,22 +16,26 @@ Survival of a guess comes from its margin (a lookup's: its run), by calibrations
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import structlog
 
+from outrider_cloud.drafts.ahead import DraftAhead
+from outrider_cloud.drafts.growth import Growth
 from outrider_cloud.drafts.lookup import PromptLookup
-from outrider_cloud.drafts.model import Ask
 from outrider_cloud.engine.events import Source
+from outrider_cloud.engine.schedule import WORTH_A_ROW
 from outrider_shared.calibration import Calibrations
 from outrider_shared.sampling.rule import Guess
 from outrider_shared.tree import UNNUMBERED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Executor
 
+    from outrider_cloud.drafts.model import Ask, GuessModel
     from outrider_cloud.engine.config import EngineConfig
+    from outrider_cloud.engine.schedule import Work
     from outrider_cloud.engine.session import Judged, Session
     from outrider_shared.ids import SessionId
     from outrider_shared.tree import Node
@@ -38,15 +43,11 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 LOOKUP = "lookup"
-# A node that is committed with less than this probability is not worth a row, however free.
-_LEAST_REACH = 0.1
 _WIDTH = 2
-# Of the probability that the best candidate leaves, how much the next one takes (measured on the bundled pair).
-_NEXT_BEST_SHARE = 0.6
 # With a draft model at hand, a lookup must be this sure to go first.
 _SURE = 0.85
-# Survival of the next guess, before it is made.
-_EXPECTED = 0.75
+# Ahead of a step, what is now unlikely may be likely behind it.
+_LEAST_AHEAD = 0.02
 
 
 def source_of(node: Node) -> Source:
@@ -56,52 +57,33 @@ def source_of(node: Node) -> Source:
     return Source.LOOKUP if node.guess is not None and node.guess.source == LOOKUP else Source.MODEL
 
 
-class GuessModel(Protocol):
-    """What `fill` needs of a draft model."""
-
-    round_s: float
-
-    def guess(self, asks: Sequence[Ask], width: int) -> list[Guess | None]:
-        """One guess per question, None where it has nothing to say."""
-
-    def forget(self, session_id: SessionId) -> None:
-        """Free what is held for a session."""
-
-
-@dataclass(slots=True)
-class _Tip:
-    """Where a session's drafts end.
-
-    Attributes:
-        node: The deepest node of the best path; None is the log's end.
-        tail: Tokens down to it.
-        reach: Probability that it is committed.
-        tokens: Tokens that the step is expected to commit for the session.
-    """
-
-    session: Session
-    node: Node | None
-    tail: list[int]
-    reach: float
-    tokens: float
-
-
 class CloudDrafts:
     """Drafts for the sessions of one engine.
 
     Args:
         config: The engine's.
         model: None drafts by lookup alone.
+        clock: Seconds, monotonic.
+        executor: Runs what is drafted ahead; by default a thread.
 
     Attributes:
         calibration: Margin to survival, of all sessions.
-        rounds: Forwards of the draft model so far.
+        ahead: Drafts while a step runs; None without a model.
+        rounds: Forwards of the draft model that a step waited for, so far.
     """
 
-    def __init__(self, config: EngineConfig, model: GuessModel | None = None) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        model: GuessModel | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        executor: Executor | None = None,
+    ) -> None:
         self._config, self._model = config, model
         self._lookups: dict[SessionId, PromptLookup] = {}
+        self._ended: list[SessionId] = []
         self.calibration = Calibrations()
+        self.ahead = None if model is None else DraftAhead(model, self.calibration, clock, executor)
         self.rounds = 0
 
     @property
@@ -109,19 +91,41 @@ class CloudDrafts:
         """Whether there is a draft model."""
         return self._model is not None
 
+    def gather(self) -> None:
+        """Hang what was drafted ahead into the trees; call it before anybody looks whether they are empty."""
+        if self.ahead is None:
+            return
+        try:
+            self.ahead.gather()
+        except Exception:  # noqa: BLE001 - whatever a model throws
+            self._let_go()
+        for session_id in self._ended:
+            self.forget(session_id)
+        self._ended.clear()
+
     def fill(self, ready: Sequence[Session], step_s: float) -> float:
         """Hang own nodes into the trees of sessions that are about to run; returns the seconds that it took."""
-        started = time.perf_counter()
-        room = self._config.rows - sum(s.sure_rows for s in ready)
-        decoding = [s for s in ready if s.sure_rows == 1]
-        room -= sum(min(s.tree.pending, self._config.max_draft_rows) for s in decoding)
-        tips = [self._tip(s) for s in decoding if s.request.own_drafts]
-        for tip in tips:
-            if tip.node is None and room > 0:
-                room -= self._look_up(tip, room)
-        if self._model is not None:
-            self._draft(self._model, tips, room, step_s)
+        started, room = time.perf_counter(), self._room(ready)
+        drafted_for = [s for s in ready if s.sure_rows == 1 and s.request.own_drafts]
+        for session in drafted_for:
+            if room > 0 and not session.tree.children:
+                room -= self._look_up(session, room)
+        if self._model is not None and room > 0:
+            self._draft(self._model, drafted_for, room, step_s)
         return time.perf_counter() - started
+
+    def begin(self, works: Sequence[Work], step_s: float) -> None:
+        """Draft on below what is about to run, until the step ends."""
+        if self.ahead is None or self._room([work.session for work in works]) <= 0:
+            return
+        sessions = [work.session for work in works if work.session.request.own_drafts and work.decodes]
+        rows = self._config.max_draft_rows
+        self.ahead.begin(lambda: [Growth(session, rows, _LEAST_AHEAD) for session in sessions], step_s)
+
+    def end(self, works: Sequence[Work]) -> None:
+        """The step is over: no further round."""
+        if self.ahead is not None:
+            self.ahead.end(alike=all(work.sure == 1 for work in works))
 
     def learn(self, judged: Sequence[Judged]) -> None:
         """A step judged draft nodes; those of our own teach the calibrations."""
@@ -132,83 +136,56 @@ class CloudDrafts:
     def forget(self, session_id: SessionId) -> None:
         """A session ended."""
         self._lookups.pop(session_id, None)
-        if self._model is not None:
+        if self.ahead is not None and self.ahead.running:
+            self._ended.append(session_id)
+        elif self._model is not None:
             self._model.forget(session_id)
 
-    def _look_up(self, tip: _Tip, room: int) -> int:
+    def _room(self, sessions: Sequence[Session]) -> int:
+        """Rows that stay empty, if these run with what they have."""
+        room = self._config.rows - sum(s.sure_rows for s in sessions)
+        return room - sum(min(s.tree.pending, self._config.max_draft_rows) for s in sessions if s.sure_rows == 1)
+
+    def _look_up(self, session: Session, room: int) -> int:
         """Hang what followed the same words before; returns how many nodes."""
-        session = tip.session
         index = self._lookups.get(session.request.session_id)
         if index is None:
             index = self._lookups[session.request.session_id] = PromptLookup(session.log)
         most = min(room, self._config.max_draft_rows, session.draftable)
         tokens, run = index.continuation(most)
         least = _SURE if self._model is not None else 0.0
+        node, reach = None, 1.0
         for count, token in enumerate(tokens):
             guess = Guess((token,), (0.0,), float(run + count), LOOKUP)
             survival = self.calibration.survival_of(guess)
-            if survival < least or tip.reach * survival < _LEAST_REACH:
+            reach *= survival
+            if survival < least or reach < WORTH_A_ROW:
                 return count
-            self._hang(tip, token, survival, guess)
+            node = session.tree.grow(token, node, survival, guess)
         return len(tokens)
 
-    def _draft(self, model: GuessModel, tips: list[_Tip], room: int, step_s: float) -> None:
-        spent_s, expected = 0.0, sum(tip.tokens for tip in tips)
-        while room > 0:
-            asking = [t for t in tips if t.reach * _EXPECTED >= _LEAST_REACH and len(t.tail) < t.session.draftable]
-            asking = sorted(asking, key=lambda t: -t.reach)[:room]
-            gain = sum(tip.reach for tip in asking) * _EXPECTED
-            if not asking or gain * (step_s + spent_s) <= expected * model.round_s:
-                return
+    def _draft(self, model: GuessModel, sessions: Sequence[Session], room: int, step_s: float) -> None:
+        growths = [Growth(session, self._config.max_draft_rows, WORTH_A_ROW) for session in sessions]
+        spent_s, count = 0.0, 0
+        while count < room and self._model is not None:
+            asking = sorted((g for g in growths if g.gain > 0.0), key=lambda g: -g.gain)[: room - count]
+            expected = sum(growth.tokens for growth in growths)
+            if not asking or sum(g.gain for g in asking) * (step_s + spent_s) <= expected * model.round_s:
+                break
             self.rounds += 1
-            asks = [Ask(t.session.request.session_id, t.session.log, t.tail, t.session.request.params) for t in asking]
-            for tip, guess in zip(asking, self._guesses(model, asks), strict=True):
-                if guess is None or not guess.tokens:
-                    tips.remove(tip)
-                    continue
-                expected -= tip.tokens
-                room -= self._branch(tip, guess)
-                expected += tip.tokens
+            for growth, guess in zip(asking, self._guesses(model, [g.ask() for g in asking]), strict=True):
+                count += growth.take(guess, self.calibration.survival_of)
             spent_s += model.round_s
+        for growth in growths:
+            growth.graft(self.calibration)
 
     def _guesses(self, model: GuessModel, asks: Sequence[Ask]) -> Sequence[Guess | None]:
         try:
             return model.guess(asks, _WIDTH)
         except Exception:  # noqa: BLE001 - whatever a model throws; nobody needs it for the text
-            _log.exception("the draft model failed; going on without it")
-            self._model = None
+            self._let_go()
             return [None] * len(asks)
 
-    def _branch(self, tip: _Tip, guess: Guess) -> int:
-        """Hang a guess below a tip, worthwhile second bests beside it; returns how many nodes."""
-        survival = self.calibration.survival_of(guess)
-        left, above, count = tip.reach * (1.0 - survival), tip.node, 1
-        for token in guess.tokens[1:]:
-            left *= _NEXT_BEST_SHARE
-            if left < _LEAST_REACH:
-                break
-            tip.session.tree.grow(token, above, left / tip.reach)
-            tip.tokens += left
-            count += 1
-        self._hang(tip, guess.tokens[0], survival, guess)
-        return count
-
-    @staticmethod
-    def _hang(tip: _Tip, token: int, survival: float, guess: Guess) -> None:
-        tip.node = tip.session.tree.grow(token, tip.node, survival, guess)
-        tip.tail.append(token)
-        tip.reach *= survival
-        tip.tokens += tip.reach
-
-    @staticmethod
-    def _tip(session: Session) -> _Tip:
-        """The end of the path of likeliest nodes."""
-        tip = _Tip(session, None, [], 1.0, 1.0)
-        children = session.tree.children
-        while children and len(tip.tail) < session.draftable:
-            node, survival = session.likeliest(children.values(), len(tip.tail) + 1)
-            tip.node, tip.reach = node, tip.reach * survival
-            tip.tail.append(node.token)
-            tip.tokens += tip.reach
-            children = node.children
-        return tip
+    def _let_go(self) -> None:
+        _log.exception("the draft model failed; going on without it")
+        self._model = self.ahead = None

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -58,6 +58,22 @@ class Ask:
     def length(self) -> int:
         """Tokens in all."""
         return len(self.log) + len(self.tail)
+
+
+class GuessModel(Protocol):
+    """A draft model, as those who ask see it.
+
+    Attributes:
+        round_s: What a round takes these days.
+    """
+
+    round_s: float
+
+    def guess(self, asks: Sequence[Ask], width: int) -> list[Guess | None]:
+        """One guess per question, None where it has nothing to say."""
+
+    def forget(self, session_id: SessionId) -> None:
+        """Free what is held for a session."""
 
 
 @dataclass(slots=True)

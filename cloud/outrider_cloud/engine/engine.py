@@ -31,10 +31,11 @@ from outrider_shared.tree import DraftTree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from concurrent.futures import Executor
 
     import torch
 
-    from outrider_cloud.drafts.fill import GuessModel
+    from outrider_cloud.drafts.model import GuessModel
     from outrider_cloud.engine.blocks import BlockPool
     from outrider_cloud.engine.config import EngineConfig
     from outrider_cloud.engine.runner import ModelRunner
@@ -53,6 +54,7 @@ class Engine:
         config: Sizes and policies; the same that the runner was made with.
         clock: Seconds, monotonic.
         draft_model: A small model beside the target, for sessions whose edge is late; None drafts by lookup alone.
+        executor: Where that one drafts while a step runs; by default a thread.
     """
 
     def __init__(
@@ -61,13 +63,14 @@ class Engine:
         config: EngineConfig,
         clock: Callable[[], float] = time.monotonic,
         draft_model: GuessModel | None = None,
+        executor: Executor | None = None,
     ) -> None:
         self.runner = runner
         self.config = config
         self.memory = KvMemory(config)
         self.sessions: dict[SessionId, Session] = {}
         self.stats = EngineStats()
-        self.drafts = CloudDrafts(config, draft_model)
+        self.drafts = CloudDrafts(config, draft_model, clock, executor)
         self._clock = clock
         self._arrivals = 0
         self._step_began = self._busy_since = 0.0
@@ -183,6 +186,7 @@ class Engine:
         now = self._step_began = self._clock()
         self._expire(now)
         self.memory.admit(self.sessions.values())
+        self.drafts.gather()
         ready = schedule.ready(self.sessions.values(), self.config, now, self.stats.step_s)
         if not ready:
             return False
@@ -195,12 +199,15 @@ class Engine:
         batch = lay_out(works)
         try:
             changes = self._shaper.lay_out(works)
+            self.drafts.begin(works, self.stats.step_s)
             decision = self.runner.decide(batch, None if changes is None else changes[0])
         except Exception as error:  # noqa: BLE001 - whatever a model throws must not stop the other sessions
             fault = self.runner.fault(error)
             for work in works:
                 self._fail(work.session, fault)
             return True
+        finally:
+            self.drafts.end(works)
         bad: dict[int, OutriderError] = {row: InternalError(_NO_NUMBERS) for row in decision.bad}
         self._commit(works, decision.logits, decision.chosen, bad if changes is None else bad | changes[1])
         self.stats.add(len(batch.tokens), self.runner.forward_s - forward_s, time.perf_counter() - started)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from outrider_cloud.engine.events import Hint, Pace
 from outrider_cloud.engine.session import State
+from outrider_shared.tree import UNNUMBERED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from outrider_cloud.engine.session import Session
     from outrider_shared.tree import Node
 
+# A node of the cloud's own that is committed with less than this probability is not worth a row, however free.
+WORTH_A_ROW = 0.1
 _LOADED_SHARE = 0.5
 # Fewer nodes in flight would not let a device show what its drafts are worth.
 _LEAST_NODES = 4
@@ -139,6 +142,8 @@ class _Worthiest:
 
     def _offer(self, nodes: Iterable[Node], depth: int, reach: float) -> None:
         for node, survival in self.work.session.rated(nodes, depth):
+            if node.number == UNNUMBERED and reach * survival < WORTH_A_ROW:
+                continue
             self._count += 1  # ties go to what was drafted first
             heapq.heappush(self._heap, (-reach * survival, self._count, depth, node))
 

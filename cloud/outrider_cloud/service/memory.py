@@ -62,7 +62,7 @@ class LogMemory:
         """Remember a log, in place of what the key named before."""
         self._drop(key)
         share = max(1, self._most // _DEVICE_SHARE)
-        if len(log) > share:
+        if not log or len(log) > share:
             return
         while self._held.get(device, 0) + len(log) > share:
             self._drop(next(k for k, held in self._logs.items() if held.device == device))

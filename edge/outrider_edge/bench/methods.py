@@ -60,6 +60,11 @@ def ours() -> list[Method]:
     return [Method(f"ours-{pace.value}", pace, cloud_drafts=True) for pace in Pace]
 
 
+def beside() -> Method:
+    """Co-located speculation as our own engine does it: the cloud has a draft model, the device only listens."""
+    return Method("beside", Pace.AHEAD, drafts=False, cloud_drafts=True, draft_cloud=True)
+
+
 def ours_with_draft() -> list[Method]:
     """The same against a cloud that has a draft model."""
     return [replace(how, name=f"{how.name}+draft", draft_cloud=True) for how in ours()]
@@ -77,7 +82,7 @@ def method(name: str) -> Method:
     Raises:
         ConfigError: if there is none.
     """
-    for known in (plain(), *drafted(), *ours_with_draft()):
+    for known in (plain(), beside(), *drafted(), *ours_with_draft()):
         if known.name == name:
             return known
     raise ConfigError(f"there is no method {name!r}", hint=f"known: {[known.name for known in drafted()]}")

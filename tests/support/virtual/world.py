@@ -21,7 +21,7 @@ from outrider_shared.calibration import Calibrations
 from outrider_shared.emulator.profile import LinkProfile
 from outrider_shared.sampling import SamplingParams
 from support.virtual.clock import Passes, virtual_time
-from support.virtual.cloud import EngineTask, ScriptedDrafts, ScriptedRunner, StepCost
+from support.virtual.cloud import Beside, EngineTask, ScriptedDrafts, ScriptedRunner, StepCost
 from support.virtual.link import Network
 from support.virtual.pair import Pair, PairDrafter, recorded
 
@@ -93,7 +93,7 @@ def simulate(scenario: Scenario) -> dict:
 async def _play(scenario: Scenario, loop) -> dict:
     runner = ScriptedRunner(scenario.pair, scenario.step, loop)
     rounds = ScriptedDrafts(scenario.pair, scenario.cloud_draft_s, loop) if scenario.cloud_draft_s else None
-    engine = Engine(runner, scenario.config, loop.clock, rounds)
+    engine = Engine(runner, scenario.config, loop.clock, rounds, Beside(loop))
     task = EngineTask(engine, loop)
     config = ServiceConfig(stall_timeout_s=_LONG_S, open_timeout_s=_LONG_S)
     service = Service(task, runner.loaded, config, Directory(10_000), scenario.config.max_nodes)
