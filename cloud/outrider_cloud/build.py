@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import torch
 
@@ -30,32 +30,42 @@ if TYPE_CHECKING:
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-def build_engine(  # noqa: PLR0913 - what an operator may set, by name
+class Placement(TypedDict, total=False):
+    """How a model is held and computed; what is left out is as the field says.
+
+    Attributes:
+        threads: Threads of a step; 0 or none leaves torch's own choice.
+        pace_step_s: Least duration of a step, to stand in for a larger model in benchmarks; 0 is the model's own.
+        weights: How the model's matrices are held (native); for a model that is loaded already it is decided.
+        device: `cpu`, the default, `cuda` or `cuda:N`.
+        dtype: Of the weights: `bfloat16`, `float16` or `float32`; empty is bfloat16 on a GPU and float32 on a CPU.
+    """
+
+    threads: int
+    pace_step_s: float
+    weights: Weights
+    device: str
+    dtype: str
+
+
+def build_engine(
     model: str | Path | LoadedModel,
     config: EngineConfig,
     *,
-    threads: int = 0,
-    pace_step_s: float = 0.0,
-    weights: Weights = Weights.NATIVE,
-    device: str = "cpu",
-    dtype: str = "",
     draft: str | Path | LoadedModel | None = None,
     shards: int = 1,
     team: Team | None = None,
+    **placement: Unpack[Placement],
 ) -> Engine:
     """An engine on one device, or over the ranks of a team.
 
     Args:
         model: A Hugging Face folder, `bundled`, or a model that is loaded already.
         config: Sizes and policies.
-        threads: Threads of a step; 0 leaves torch's own choice.
-        weights: How the model's matrices are held; for a model that is loaded already it is decided.
-        device: `cpu`, `cuda` or `cuda:N`.
-        dtype: Of the weights: `bfloat16`, `float16` or `float32`; empty is bfloat16 on a GPU and float32 on a CPU.
-        pace_step_s: Least duration of a step, to stand in for a larger model in benchmarks; 0 is the model's own.
         draft: Model beside the target that drafts for sessions whose edge is late; likewise a folder or `bundled`.
         shards: Parts that the model is computed in without a team: a team of as many shards gives the same bits.
         team: Processes that hold the model together; this one leads.
+        placement: See `Placement`.
 
     Raises:
         ConfigError: if a folder is no model.
@@ -63,16 +73,7 @@ def build_engine(  # noqa: PLR0913 - what an operator may set, by name
         ModelError: if the model cannot be served, or with `config.exact` not bit for bit.
     """
     world = team.world if team is not None else World(shards=shards, ordered=config.exact)
-    runner = build_runner(
-        model,
-        config,
-        threads=threads,
-        pace_step_s=pace_step_s,
-        weights=weights,
-        device=device,
-        dtype=dtype,
-        world=world,
-    )
+    runner = build_runner(model, config, world, **placement)
     if team is not None:
         runner.peers = team.peers
     if config.exact:
@@ -81,31 +82,24 @@ def build_engine(  # noqa: PLR0913 - what an operator may set, by name
 
 
 def build_runner(
-    model: str | Path | LoadedModel,
-    config: EngineConfig,
-    *,
-    threads: int = 0,
-    pace_step_s: float = 0.0,
-    weights: Weights = Weights.NATIVE,
-    device: str = "cpu",
-    dtype: str = "",
-    world: World | None = None,
+    model: str | Path | LoadedModel, config: EngineConfig, world: World | None = None, **placement: Unpack[Placement]
 ) -> ModelRunner:
     """The runner of an engine, or of a rank that follows one; arguments as of `build_engine`."""
-    if threads:
+    if threads := placement.get("threads", 0):
         torch.set_num_threads(threads)
-    on = _device(device)
+    on = _device(placement.get("device", "cpu"))
     if on.type == "cuda":
         check_gpu(on)
         torch.cuda.set_device(on)
     if isinstance(model, (str, Path)):
-        loaded = load_model(model, _dtype(dtype, on), weights=weights, device=on, world=world)
+        dtype, weights = _dtype(placement.get("dtype", ""), on), placement.get("weights", Weights.NATIVE)
+        loaded = load_model(model, dtype, weights=weights, device=on, world=world)
     else:
         loaded = model
     platform = cpu_platform(exact=config.exact)
     if on.type == "cuda":
         return CudaRunner(loaded, cuda_platform(GpuLauncher(on), config.block_size), config)
-    if pace_step_s:
+    if pace_step_s := placement.get("pace_step_s", 0.0):
         return PacedRunner(loaded, platform, config, pace_step_s)
     return ModelRunner(loaded, platform, config)
 

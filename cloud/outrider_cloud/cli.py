@@ -21,6 +21,7 @@ from outrider_shared.logs import configure_logs
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from outrider_cloud.build import Placement
     from outrider_cloud.engine.config import EngineConfig
     from outrider_cloud.replay.store import ReplayConfig
 
@@ -112,7 +113,6 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def serve(ready_file: Path | None, **flags: Any) -> None:
     """Serve the verifier until SIGTERM."""
     from outrider_cloud.build import build_engine, build_runner  # noqa: PLC0415 - torch is slow to import
-    from outrider_cloud.model.weights import Weights  # noqa: PLC0415
     from outrider_cloud.parallel.team import assemble, backend_of, local_device  # noqa: PLC0415
     from outrider_cloud.service.config import ServiceConfig  # noqa: PLC0415
     from outrider_cloud.service.server import Server  # noqa: PLC0415
@@ -123,14 +123,9 @@ def serve(ready_file: Path | None, **flags: Any) -> None:
     )
     device = local_device(flags["device"])
     team.join(backend_of(device))
-    model: dict[str, Any] = {
-        "threads": flags["threads"],
-        "weights": Weights(flags["weights"]),
-        "device": device,
-        "dtype": flags["dtype"] or "",
-    }
+    placement = _placement({**flags, "device": device})
     if not team.leads:
-        team.follow(build_runner(flags["model"], engine_config, world=team.world, **model))
+        team.follow(build_runner(flags["model"], engine_config, team.world, **placement))
         return
     config = ServiceConfig(
         listen=flags["listen"],
@@ -140,9 +135,9 @@ def serve(ready_file: Path | None, **flags: Any) -> None:
         drain_s=flags["drain_s"],
         replay=_replay(flags),
     )
-    pace_s = flags["pace_step_ms"] / 1e3
+    placement["pace_step_s"] = flags["pace_step_ms"] / 1e3
     draft = None if flags["draft"] == "none" else flags["draft"]
-    engine = build_engine(flags["model"], engine_config, pace_step_s=pace_s, draft=draft, team=team, **model)
+    engine = build_engine(flags["model"], engine_config, draft=draft, team=team, **placement)
 
     def ready(address: str) -> None:
         if ready_file is not None:
@@ -173,19 +168,10 @@ def generate(prompt: str, *, chat: bool, ignore_eos: bool, as_json: bool, **flag
     """Decode plainly, without network and drafts: the reference for every session."""
     from outrider_cloud import generate as plain  # noqa: PLC0415 - torch is slow to import
     from outrider_cloud.build import build_engine  # noqa: PLC0415
-    from outrider_cloud.model.weights import Weights  # noqa: PLC0415
     from outrider_shared.chat import render_chat  # noqa: PLC0415
 
     params = sampling_params(flags)
-    engine = build_engine(
-        flags["model"],
-        _engine_config(flags),
-        threads=flags["threads"],
-        weights=Weights(flags["weights"]),
-        device=flags["device"],
-        dtype=flags["dtype"] or "",
-        shards=flags["shards"] or 1,
-    )
+    engine = build_engine(flags["model"], _engine_config(flags), shards=flags["shards"] or 1, **_placement(flags))
     loaded = engine.runner.loaded
     text = render_chat(loaded.chat_template, [{"role": "user", "content": prompt}]) if chat else prompt
     # A chat template writes the special tokens itself.
@@ -210,6 +196,17 @@ def _engine_config(flags: dict[str, Any]) -> EngineConfig:
     if "hold_ms" in flags:
         given["hold_s"] = flags["hold_ms"] / 1e3
     return EngineConfig(**given)
+
+
+def _placement(flags: dict[str, Any]) -> Placement:
+    from outrider_cloud.model.weights import Weights  # noqa: PLC0415 - torch is slow to import
+
+    return {
+        "threads": flags["threads"],
+        "weights": Weights(flags["weights"]),
+        "device": flags["device"],
+        "dtype": flags["dtype"] or "",
+    }
 
 
 def _another_rank(flags: dict[str, Any]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import time
 import zlib
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from outrider_cloud.replay.records import FRAME, MOST_BYTES, Header, Record, read_header, read_record
 from outrider_shared.errors import ConfigError, StorageError
+from outrider_shared.files import storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +36,7 @@ class Contents:
 
 def segments(folder: Path) -> list[Path]:
     """A store's segments, oldest first."""
-    with typed(folder):
+    with storage_errors(folder):
         return sorted(path for path in folder.iterdir() if _NAME.match(path.name))
 
 
@@ -82,14 +82,3 @@ def frames(path: Path, contents: Contents | None = None) -> Iterator[tuple[Heade
             contents.torn += 1
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror or error}") from error
-
-
-@contextlib.contextmanager
-def typed(path: Path) -> Iterator[None]:
-    """Errors of the file system become ours."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"{path}: {error.strerror or error}", hint="is the disk full, or the folder another user's?"
-        ) from error

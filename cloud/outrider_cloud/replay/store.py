@@ -21,9 +21,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from outrider_cloud.replay.reading import frames, segments, typed
+from outrider_cloud.replay.reading import frames, segments
 from outrider_cloud.replay.records import MOST_BYTES, Header, Record, header_bytes, record_bytes
 from outrider_shared.errors import ConfigError
+from outrider_shared.files import storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,7 +82,7 @@ class ReplayStore:
         self._path = config.folder
         self._written = 0
         self._header: Header | None = None
-        with typed(config.folder):
+        with storage_errors(config.folder):
             config.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = _locked(config.folder / "lock")
         self._sizes = {path: path.stat().st_size for path in segments(config.folder)}
@@ -109,7 +110,7 @@ class ReplayStore:
         data = (header_bytes(header) if fresh else b"") + record_bytes(record, header)
         if len(data) > min(share, MOST_BYTES):
             return False
-        with typed(self._config.folder):
+        with storage_errors(self._config.folder):
             self._make_room(len(data))
             if self._file is None:  # a new one, or the open one went to make room
                 self._begin(header)
@@ -158,7 +159,7 @@ class ReplayStore:
 
     def _seal(self) -> None:
         if self._file is not None:
-            with typed(self._path), contextlib.closing(self._file):
+            with storage_errors(self._path), contextlib.closing(self._file):
                 os.fsync(self._file.fileno())
         self._file = self._header = None
 
@@ -170,7 +171,7 @@ class ReplayStore:
         if self._file is not None and path == self._path:
             self._file.close()
             self._file = self._header = None
-        with typed(path):
+        with storage_errors(path):
             path.unlink(missing_ok=True)
         self._sizes.pop(path, None)
         self._due.pop(path, None)

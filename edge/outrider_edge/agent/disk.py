@@ -6,27 +6,14 @@ Whoever reads finds the old content or the new one and never a part.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from typing import TYPE_CHECKING
 
-from outrider_shared.errors import StorageError
+from outrider_shared.files import storage_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-
-@contextlib.contextmanager
-def typed(path: Path) -> Iterator[None]:
-    """Errors of the file system become ours."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"{path}: {error.strerror or error}", hint="is the disk full, read-only or failing?"
-        ) from error
 
 
 class Disk:
@@ -34,27 +21,27 @@ class Disk:
 
     def mkdir(self, path: Path) -> None:
         """Make a folder and its parents."""
-        with typed(path):
+        with storage_errors(path):
             path.mkdir(parents=True, exist_ok=True)
 
     def put(self, path: Path, data: bytes) -> None:
         """Write a whole file; it may not be on the disk before `sync`."""
-        with typed(path):
+        with storage_errors(path):
             path.write_bytes(data)
 
     def append(self, path: Path, data: bytes) -> None:
         """Add to a file."""
-        with typed(path), path.open("ab") as stream:
+        with storage_errors(path), path.open("ab") as stream:
             stream.write(data)
 
     def sync(self, path: Path) -> None:
         """Wait until a file's content is on the disk."""
-        with typed(path), path.open("rb") as stream:
+        with storage_errors(path), path.open("rb") as stream:
             os.fsync(stream.fileno())
 
     def sync_folder(self, path: Path) -> None:
         """Wait until a folder's names are on the disk."""
-        with typed(path):
+        with storage_errors(path):
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
@@ -63,12 +50,12 @@ class Disk:
 
     def rename(self, source: Path, target: Path) -> None:
         """Give a file or folder another name, over a file that has it."""
-        with typed(target):
+        with storage_errors(target):
             source.replace(target)
 
     def unlink(self, path: Path) -> None:
         """Remove a file, if it is there."""
-        with typed(path):
+        with storage_errors(path):
             path.unlink(missing_ok=True)
 
     def remove_tree(self, path: Path) -> None:
@@ -76,7 +63,7 @@ class Disk:
         if path.is_dir():
             for entry in sorted(path.iterdir()):
                 self.remove_tree(entry) if entry.is_dir() else self.unlink(entry)
-            with typed(path):
+            with storage_errors(path):
                 path.rmdir()
 
     def replace(self, path: Path, data: bytes) -> None:
@@ -89,7 +76,7 @@ class Disk:
 
     def read(self, path: Path) -> bytes | None:
         """The content; None where there is no such file."""
-        with typed(path):
+        with storage_errors(path):
             try:
                 return path.read_bytes()
             except FileNotFoundError:
@@ -97,7 +84,7 @@ class Disk:
 
     def size(self, path: Path) -> int:
         """Bytes of a file; 0 where there is none."""
-        with typed(path):
+        with storage_errors(path):
             try:
                 return path.stat().st_size
             except FileNotFoundError:
@@ -105,5 +92,5 @@ class Disk:
 
     def free_bytes(self, path: Path) -> int:
         """Room for us."""
-        with typed(path):
+        with storage_errors(path):
             return shutil.disk_usage(path).free
