@@ -30,6 +30,7 @@ from outrider_shared.flags import Seconds, answer_options, sampling_params
 from outrider_shared.grammar import json_schema
 from outrider_shared.logs import configure_logs
 from outrider_shared.packs import read_pack
+from outrider_shared.padding import Padding
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +51,7 @@ def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--offline-after", type=Seconds(), default="15s", show_default=True, help="Silence of the cloud, such as 2s or 500ms, before --offline applies."),
         click.option("--offline", type=click.Choice([m.value for m in OfflineMode]), default=OfflineMode.ERROR.value, show_default=True, help="Without the cloud: fail, wait for it, or go on with the draft alone, unverified until it is back."),
         click.option("--deadline-s", type=click.FloatRange(0, min_open=True), help="Most time for one answer."),
+        click.option("--padding", default="off", show_default=True, help="Blocks of one size at fixed times, against who listens on the network: off, on, or BYTES/INTERVAL such as 256/20ms."),
         click.option("--tls-key", type=click.Path(path_type=Path), help="PEM key of this device (mTLS)."),
         click.option("--tls-cert", type=click.Path(path_type=Path), help="PEM certificate of this device (mTLS)."),
         click.option("--tls-ca", type=click.Path(path_type=Path), help="PEM of who signs the cloud's certificate."),
@@ -196,6 +198,7 @@ def _device(flags: dict[str, Any]) -> Device:
         policy=DraftPolicy(depth=flags["depth"], width=flags["width"]),
         offline=OfflinePolicy(OfflineMode(flags["offline"]), flags["offline_after"]),
         deadline_s=flags["deadline_s"],
+        padding=Padding.parse(flags["padding"]),
     )
 
 

@@ -22,6 +22,7 @@ from outrider_edge.draft.runtime import DraftModel
 from outrider_edge.link.backoff import Backoff
 from outrider_edge.link.failover import FailoverConnector
 from outrider_edge.link.grpc_link import ClientTls, GrpcConnector
+from outrider_edge.link.padded_link import PaddedStreams
 from outrider_edge.report import AnswerReport
 from outrider_edge.session.events import (
     Finished,
@@ -46,6 +47,8 @@ from outrider_wire.v1 import verifier_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
     from types import TracebackType
+
+    from outrider_shared.padding import Padding
 
 BUNDLED, NONE, MIXED = "bundled", "none", "mixed"
 
@@ -97,7 +100,7 @@ class Device:
         self.chat_template = model.pack.chat_template or ""
 
     @classmethod
-    def open(
+    def open(  # noqa: PLR0913 - a keyword per setting, each with its default
         cls,
         cloud: str | Sequence[str],
         draft: str | Path = BUNDLED,
@@ -108,6 +111,7 @@ class Device:
         offline: OfflinePolicy | None = None,
         deadline_s: float | None = None,
         threads: int = 1,
+        padding: Padding | None = None,
     ) -> Device:
         """A device with a pack; nothing is sent yet.
 
@@ -121,6 +125,7 @@ class Device:
             offline: What to do while no cloud can be reached; by default the answer fails after 15 s.
             deadline_s: Bound on each answer.
             threads: CPU threads of a draft pass.
+            padding: Blocks of one size at fixed times in place of messages, against who listens on the network.
 
         Raises:
             PackError: if the pack is damaged.
@@ -140,6 +145,7 @@ class Device:
             offline=offline or OfflinePolicy(),
             eos=frozenset(manifest.eos_ids),
             runner=ThreadRunner(),
+            padded=None if padding is None else PaddedStreams(padding),
         )
         return cls(connector, model, client, deadline_s, threads)
 
@@ -229,6 +235,8 @@ class Device:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._client.padded is not None:
+            await self._client.padded.close()
         await self._connector.__aexit__(kind, error, trace)
         self._client.runner.close()
 

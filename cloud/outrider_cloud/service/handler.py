@@ -17,6 +17,7 @@ from outrider_cloud.service.directory import Directory, Stream
 from outrider_cloud.service.memory import LogMemory
 from outrider_cloud.service.opening import read_open
 from outrider_cloud.service.outbox import Outbox, commit_to_wire, is_last
+from outrider_cloud.service.padding import PaddedStream
 from outrider_shared.errors import (
     DraftError,
     GrammarError,
@@ -91,20 +92,48 @@ class SessionHandler:
     async def run(self, requests: AsyncIterator[pb.DecodeRequest]) -> OutriderError | None:
         """Serve until the session is finished or failed; the error, if any, was sent to the device.
 
+        On a padded stream errors are told in blocks alone: none is returned, and the transport ends as always.
+
         Raises:
             asyncio.CancelledError: if the transport broke; the session is leased for its return.
         """
+        config = self._service.config
         try:
-            async with asyncio.timeout(self._service.config.open_timeout_s):
-                first = await anext(requests)
+            first = await self._first(requests)
+            if not first.HasField("padded"):
+                return await self._answer(first, requests)
+            stream = PaddedStream(first.padded, requests, self._send, config.max_message_bytes)
+        except OutriderError as error:
+            return await self._refuse(error)
+        async with stream:
+            self._send = stream.send
+            messages = stream.messages()
+            try:
+                await self._answer(await self._first(messages), messages)
+            except OutriderError as error:
+                await self._refuse(error)
+            await stream.part(config.stall_timeout_s)
+        return None
+
+    async def _first(self, requests: AsyncIterator[pb.DecodeRequest]) -> pb.DecodeRequest:
+        """The first message of a stream. Raises ProtocolError if none comes in time."""
+        limit = self._service.config.open_timeout_s
+        try:
+            async with asyncio.timeout(limit):
+                return await anext(requests)
+        except StopAsyncIteration:
+            raise ProtocolError("the stream ended before Open") from None
+        except TimeoutError:
+            raise ProtocolError(f"no Open came within {limit:g} s") from None
+
+    async def _answer(self, first: pb.DecodeRequest, requests: AsyncIterator[pb.DecodeRequest]) -> OutriderError | None:
+        try:
             if first.WhichOneof("body") != "open":
                 raise ProtocolError(f"the first message is {first.WhichOneof('body')!r}, not 'open'")
             await self._serve(first.open, requests)
-        except StopAsyncIteration:
-            return await self._refuse(ProtocolError("the stream ended before Open"))
         except TimeoutError:
             limit = self._service.config.open_timeout_s
-            return await self._refuse(ProtocolError(f"no Open came within {limit:g} s"))
+            return await self._refuse(ProtocolError(f"the whole prompt did not come within {limit:g} s"))
         except OutriderError as error:
             return await self._refuse(error)
         except asyncio.CancelledError:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Flag -> where it belongs in the configuration.
 _PLACES = {
     "clouds": ("cloud", "addresses"), "tls": ("cloud", "tls"), "tls_ca": ("cloud", "ca"), "tls_cert": ("cloud", "cert"),
-    "tls_key": ("cloud", "key"), "offline": ("cloud", "offline"), "draft": ("draft", "pack"),
+    "tls_key": ("cloud", "key"), "offline": ("cloud", "offline"), "padding": ("cloud", "padding"), "draft": ("draft", "pack"),
     "threads": ("draft", "threads"), "listen": ("serve", "listen"), "api_key_file": ("serve", "api_key_file"),
     "hosts": ("serve", "hosts"), "origins": ("serve", "origins"), "drain_s": ("serve", "drain_s"),
     "concurrent": ("limits", "concurrent"), "memory_mb": ("limits", "memory_mb"), "pace": ("defaults", "pace"),
@@ -46,6 +46,7 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--threads", type=click.IntRange(1), help="CPU threads of a draft pass."),
         click.option("--draft", help="Pack folder, 'bundled', or 'none'."),
         click.option("--offline", type=click.Choice(["error", "wait", "draft"]), help="Without the cloud: fail, wait, or go on with the draft alone."),
+        click.option("--padding", help="Blocks of one size at fixed times, against who listens on the network: off, on, or BYTES/INTERVAL such as 256/20ms."),
         click.option("--tls-key", help="PEM key of this device (mTLS)."),
         click.option("--tls-cert", help="PEM certificate of this device (mTLS)."),
         click.option("--tls-ca", help="PEM of who signs the cloud's certificate."),

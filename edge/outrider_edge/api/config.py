@@ -25,6 +25,7 @@ class Cloud:
         ca, cert, key: PEM files; empty is none.
         offline: What to do without it: error, wait or draft.
         offline_after_s: Silence after which it counts as away.
+        padding: Blocks of one size at fixed times, against who listens on the network: off, on, or BYTES/INTERVAL.
     """
 
     addresses: tuple[str, ...] = ("127.0.0.1:50061",)
@@ -34,12 +35,17 @@ class Cloud:
     key: str = ""
     offline: str = OfflineMode.ERROR.value
     offline_after_s: float = 15.0
+    padding: str = "off"
 
     def __post_init__(self) -> None:
         _require(bool(self.addresses), "cloud.addresses", self.addresses, "at least one HOST:PORT")
         _require(self.offline in set(OfflineMode), "cloud.offline", self.offline, "error, wait or draft")
         if (self.cert or self.key) and not (self.tls or self.ca):
             raise ConfigError("cloud.cert and cloud.key need cloud.tls or cloud.ca")
+        if self.padding != "off":
+            from outrider_shared.padding import Padding  # noqa: PLC0415 - it knows the wire, which is slow to import
+
+            Padding.parse(self.padding)
 
     def client_tls(self) -> ClientTls | None:
         """The files as the link wants them; None is plaintext."""

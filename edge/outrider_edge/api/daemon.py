@@ -162,6 +162,7 @@ def open_device(config: EdgeConfig) -> Device:
     from outrider_edge.device import Device  # noqa: PLC0415
     from outrider_edge.session.offline import OfflineMode, OfflinePolicy  # noqa: PLC0415
     from outrider_edge.session.policy import DraftPolicy  # noqa: PLC0415
+    from outrider_shared.padding import Padding  # noqa: PLC0415
 
     cloud, draft = config.cloud, config.draft
     return Device.open(
@@ -171,6 +172,7 @@ def open_device(config: EdgeConfig) -> Device:
         policy=DraftPolicy(depth=draft.depth, width=draft.width),
         offline=OfflinePolicy(OfflineMode(cloud.offline), cloud.offline_after_s),
         threads=draft.threads,
+        padding=Padding.parse(cloud.padding),
     )
 
 

@@ -7,7 +7,7 @@ is what it would have been, on the same replica or on another.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from outrider_edge.draft.runner import DraftRunner, ThreadRunner
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from outrider_edge.draft.drafter import Drafter
     from outrider_edge.link.link import Connector
+    from outrider_edge.link.padded_link import PaddedStreams
     from outrider_edge.session.events import GenerateRequest, SessionEvent
 
 
@@ -47,6 +48,7 @@ class Client:
         eos: The model's end tokens, for answers without the cloud.
         runner: Where draft passes run; by default in the event loop.
         clouds: What is remembered of clouds: logs that they were sent, how far they are, how long their steps take.
+        padded: Pads streams against who listens on the network; None leaves them as they are.
     """
 
     connector: Connector
@@ -61,6 +63,7 @@ class Client:
     eos: frozenset[int] = frozenset()
     runner: DraftRunner = field(default_factory=lambda: ThreadRunner(threaded=False))
     clouds: Clouds = field(default_factory=Clouds)
+    padded: PaddedStreams | None = None
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[SessionEvent]:
         """Events of one answer, from `Started` to `Finished`.
@@ -70,8 +73,10 @@ class Client:
             OutriderError: what the cloud refused, or `UnavailableError` as `offline` says.
         """
         _check(request, self.vocabulary)
-        state = SessionState(request, self.policy, self.vocabulary, self.calibration)
-        line = Line(self.connector, self.backoff, self._liveness(), state.totals)
+        # Blocks leave on their own schedule: nodes wait for the next one, not for the cloud's next step.
+        policy = self.policy if self.padded is None else replace(self.policy, timed=False)
+        state = SessionState(request, policy, self.vocabulary, self.calibration)
+        line = Line(self.connector, self.backoff, self._liveness(), state.totals, self.padded)
         drafter = None if self.new_drafter is None else self.new_drafter()
         alone = Alone(request, self.eos)
         session = SessionLoop(

@@ -23,6 +23,7 @@ from outrider_wire.v1 import verifier_pb2 as pb
 if TYPE_CHECKING:
     from outrider_edge.link.backoff import Backoff
     from outrider_edge.link.link import Connector, Link
+    from outrider_edge.link.padded_link import PaddedStreams
     from outrider_edge.session.events import Totals
 
 # How long an orderly end may take.
@@ -74,6 +75,7 @@ class Line:
         backoff: How long to wait between tries.
         liveness: When silence is death.
         totals: Where bytes are counted, with framing.
+        padded: Pads streams; None leaves them as they are.
 
     Attributes:
         inbox: What happened, oldest first, each with its time (loop clock, seconds).
@@ -81,8 +83,16 @@ class Line:
         pings: Round trips of pings, seconds, oldest first; the conductor takes them.
     """
 
-    def __init__(self, connector: Connector, backoff: Backoff, liveness: Liveness, totals: Totals) -> None:
+    def __init__(
+        self,
+        connector: Connector,
+        backoff: Backoff,
+        liveness: Liveness,
+        totals: Totals,
+        padded: PaddedStreams | None = None,
+    ) -> None:
         self._connector, self._backoff, self._liveness = connector, backoff, liveness
+        self._padded = padded
         self.inbox: deque[tuple[float, Item]] = deque()
         self.heard_at = 0.0
         self._totals = totals
@@ -111,7 +121,8 @@ class Line:
 
     def send(self, message: pb.DecodeRequest) -> None:
         """Queue a message for the stream at hand; without one it is lost, as on a wire."""
-        self._totals.uplink_bytes += message.ByteSize() + FRAME_BYTES
+        if self._padded is None:
+            self._totals.uplink_bytes += message.ByteSize() + FRAME_BYTES
         self._outbox.put_nowait(message)
         if message.HasField("open"):
             self._asked.set()
@@ -159,6 +170,8 @@ class Line:
 
     async def _stream(self, link: Link) -> None:
         """One stream, to its end."""
+        if self._padded is not None:
+            link = self._padded.over(link, self._totals)
         self._outbox, self._asked = asyncio.Queue(), asyncio.Event()
         self._put(Connected(link.peer))
         self._receiver = asyncio.ensure_future(self._receive(link))
@@ -184,7 +197,8 @@ class Line:
         clock = asyncio.get_running_loop().time
         first = True
         while (message := await link.receive()) is not None:
-            self._totals.downlink_bytes += message.ByteSize() + FRAME_BYTES
+            if self._padded is None:
+                self._totals.downlink_bytes += message.ByteSize() + FRAME_BYTES
             kind = message.WhichOneof("body")
             if kind != "error":
                 self.heard_at = clock()

@@ -13,12 +13,14 @@ import random
 from typing import TYPE_CHECKING, Protocol
 
 from outrider_shared.emulator.frames import FrameReader
+from outrider_shared.emulator.records import RecordReader
 from outrider_shared.emulator.shaper import Shaper
 from outrider_shared.emulator.side import Side
 
 if TYPE_CHECKING:
     from outrider_shared.emulator.frames import FrameTallies
     from outrider_shared.emulator.profile import LinkProfile
+    from outrider_shared.emulator.records import Heard
 
 _CONNECT_S = 5.0
 
@@ -36,6 +38,10 @@ class Owner(Protocol):
     def frames(self) -> FrameTallies:
         """Where HTTP/2 frames are counted."""
 
+    @property
+    def heard(self) -> list[Heard] | None:
+        """Where TLS records are put; None where nobody listens."""
+
     def count(self, *, up: bool, taken: int = 0, delivered: int = 0) -> None:
         """Bytes were taken from a sender or delivered to a receiver."""
 
@@ -49,6 +55,7 @@ class Way:
     def __init__(self, owner: Owner, shaper: Shaper, source: Side, sink: Side, *, up: bool) -> None:
         self._owner, self._shaper, self._source, self._sink, self._up = owner, shaper, source, sink, up
         self.frames = FrameReader(owner.frames.up if up else owner.frames.down, preface=up)
+        self._records = RecordReader(owner.heard, up=up)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self.stopped = False
@@ -57,6 +64,7 @@ class Way:
         """Take bytes of the source."""
         self._owner.count(up=self._up, taken=len(data))
         self.frames.feed(data)
+        self._records.feed(data, self._loop.time())
         if self.stopped:
             return
         now, profile = self._loop.time(), self._owner.profile

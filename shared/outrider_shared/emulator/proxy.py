@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from outrider_shared.emulator.records import Heard
+
 
 def precise_loop() -> asyncio.AbstractEventLoop:
     """An event loop whose timers are good to tens of microseconds; for at most some 500 connections (select)."""
@@ -69,6 +71,7 @@ class LinkProxy:
         address: HOST:PORT that it listens on.
         counters: Totals so far.
         frames: HTTP/2 frames so far, of connections without TLS.
+        heard: TLS records so far, of connections made since `listen`; None while nobody listens.
 
     Raises:
         ConfigError: if an address is no HOST:PORT, or cannot be listened on.
@@ -88,6 +91,7 @@ class LinkProxy:
         self.seed = seed
         self.counters = Counters()
         self.frames = FrameTallies()
+        self.heard: list[Heard] | None = None
         self.address = ""
         self._profile = self._plan.at(0.0)
         self._connections: set[Connection] = set()
@@ -124,6 +128,10 @@ class LinkProxy:
     def profile(self) -> LinkProfile:
         """What holds now."""
         return self._profile
+
+    def listen(self) -> None:
+        """Note the TLS records of connections from now on, as somebody on the network could."""
+        self.heard = []
 
     def set_profile(self, profile: LinkProfile) -> None:
         """Change the link at once, for open connections too."""

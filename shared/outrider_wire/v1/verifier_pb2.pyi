@@ -154,6 +154,7 @@ class DecodeRequest(_message.Message):
     DRAFT_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
     PING_FIELD_NUMBER: _builtins.int
+    PADDED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def open(self) -> Global___Open: ...
     @_builtins.property
@@ -162,6 +163,8 @@ class DecodeRequest(_message.Message):
     def cancel(self) -> Global___Cancel: ...
     @_builtins.property
     def ping(self) -> Global___Ping: ...
+    @_builtins.property
+    def padded(self) -> Global___Padded: ...
     def __init__(
         self,
         *,
@@ -169,12 +172,13 @@ class DecodeRequest(_message.Message):
         draft: Global___Draft | None = ...,
         cancel: Global___Cancel | None = ...,
         ping: Global___Ping | None = ...,
+        padded: Global___Padded | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cancel", b"cancel", "draft", b"draft", "open", b"open", "ping", b"ping"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cancel", b"cancel", "draft", b"draft", "open", b"open", "padded", b"padded", "ping", b"ping"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cancel", b"cancel", "draft", b"draft", "open", b"open", "ping", b"ping"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cancel", b"cancel", "draft", b"draft", "open", b"open", "padded", b"padded", "ping", b"ping"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["open", "draft", "cancel", "ping"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["open", "draft", "cancel", "ping", "padded"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -189,6 +193,7 @@ class DecodeResponse(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     PONG_FIELD_NUMBER: _builtins.int
     NEED_PROMPT_FIELD_NUMBER: _builtins.int
+    PADDED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def opened(self) -> Global___Opened: ...
     @_builtins.property
@@ -199,6 +204,8 @@ class DecodeResponse(_message.Message):
     def pong(self) -> Global___Pong: ...
     @_builtins.property
     def need_prompt(self) -> Global___NeedPrompt: ...
+    @_builtins.property
+    def padded(self) -> Global___Padded: ...
     def __init__(
         self,
         *,
@@ -207,16 +214,78 @@ class DecodeResponse(_message.Message):
         error: Global___Error | None = ...,
         pong: Global___Pong | None = ...,
         need_prompt: Global___NeedPrompt | None = ...,
+        padded: Global___Padded | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "commit", b"commit", "error", b"error", "need_prompt", b"need_prompt", "opened", b"opened", "pong", b"pong"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "commit", b"commit", "error", b"error", "need_prompt", b"need_prompt", "opened", b"opened", "padded", b"padded", "pong", b"pong"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "commit", b"commit", "error", b"error", "need_prompt", b"need_prompt", "opened", b"opened", "pong", b"pong"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "commit", b"commit", "error", b"error", "need_prompt", b"need_prompt", "opened", b"opened", "padded", b"padded", "pong", b"pong"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["opened", "commit", "error", "pong", "need_prompt"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["opened", "commit", "error", "pong", "need_prompt", "padded"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___DecodeResponse: _TypeAlias = DecodeResponse  # noqa: Y015
+
+@_typing.final
+class Padded(_message.Message):
+    """With padding, all other messages travel in blocks of one size that are sent at fixed times, full or empty, so that sizes
+    and times on the network tell nothing (see docs/decisions/0024). The edge begins with one, and from then on both sides
+    send nothing else.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCK_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    block: _builtins.bytes
+    """How many bytes of content follow (4 bytes, little endian), the content, zero bytes. The contents of all blocks of one
+    direction are one sequence: each message after its length in bytes as a varint; a length of 0 is the end.
+    """
+    @_builtins.property
+    def rule(self) -> Global___PaddingRule:
+        """In the first of a stream: how the cloud shall send."""
+
+    def __init__(
+        self,
+        *,
+        block: _builtins.bytes = ...,
+        rule: Global___PaddingRule | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rule", b"rule"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "rule", b"rule"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Padded: _TypeAlias = Padded  # noqa: Y015
+
+@_typing.final
+class PaddingRule(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCK_BYTES_FIELD_NUMBER: _builtins.int
+    INTERVAL_US_FIELD_NUMBER: _builtins.int
+    ROUND_BLOCKS_FIELD_NUMBER: _builtins.int
+    block_bytes: _builtins.int
+    """of `Padded.block`; what is larger than one block travels in a block of a larger class"""
+    interval_us: _builtins.int
+    """between blocks"""
+    round_blocks: _builtins.int
+    """the stream ends after a multiple of so many blocks of the cloud"""
+    def __init__(
+        self,
+        *,
+        block_bytes: _builtins.int = ...,
+        interval_us: _builtins.int = ...,
+        round_blocks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_bytes", b"block_bytes", "interval_us", b"interval_us", "round_blocks", b"round_blocks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PaddingRule: _TypeAlias = PaddingRule  # noqa: Y015
 
 @_typing.final
 class Open(_message.Message):

@@ -15,17 +15,24 @@ _APART_S = 1e-9
 
 
 class _Direction:
-    """Delays and orders the messages of one direction. Its state is the connection's, not the stream's."""
+    """Delays and orders the messages of one direction. Its state is the connection's, not the stream's.
+
+    Attributes:
+        bytes: With framing.
+        seen: What a listener on the network sees: when a message left, and its size.
+    """
 
     def __init__(self, network, *, up: bool) -> None:
         self._network, self._up = network, up
         self._free_at = self._last = 0.0
         self.bytes = 0
+        self.seen: list[tuple[float, int]] = []
 
     def carry(self, data: bytes, deliver) -> None:
         loop, profile = asyncio.get_running_loop(), self._network.profile
         size = len(data) + FRAME_BYTES
         self.bytes += size
+        self.seen.append((loop.time(), size))
         bps = profile.up_bps if self._up else profile.down_bps
         self._free_at = max(loop.time(), self._free_at) + (size * 8 / bps if bps else 0.0)
         jitter_s = profile.jitter_s * self._network.random.uniform(-0.5, 0.5)

@@ -15,6 +15,7 @@ from outrider_cloud.service.directory import Directory
 from outrider_cloud.service.handler import Service
 from outrider_edge.draft.lookup import LookupDrafter
 from outrider_edge.draft.mixed import MixedDrafter
+from outrider_edge.link.padded_link import PaddedStreams
 from outrider_edge.session.events import GenerateRequest, Tokens
 from outrider_edge.session.generate import Client
 from outrider_shared.calibration import Calibrations
@@ -27,6 +28,7 @@ from support.virtual.pair import Pair, PairDrafter, recorded
 
 if TYPE_CHECKING:
     from outrider_edge.bench import methods
+    from outrider_shared.padding import Padding
 
 _LONG_S = 3600.0
 
@@ -50,6 +52,8 @@ class Scenario:
         seed: Of the jitter, and of when devices start (within `stagger_s`).
         stagger_s: Devices start at random within this time.
         warm_calibration: Answers that each device gives before it is measured, so that it knows its drafts.
+        first: Recorded answer that device 0 begins with.
+        padding: Of every stream; None is none.
         pair: The models.
     """
 
@@ -67,6 +71,8 @@ class Scenario:
     seed: int = 0
     stagger_s: float = 0.0
     warm_calibration: int = 2
+    first: int = 0
+    padding: Padding | None = None
     pair: Pair = field(default_factory=recorded)
 
 
@@ -109,6 +115,7 @@ async def _play(scenario: Scenario, loop) -> dict:
         for network in networks:
             loop.call_later(at, setattr, network, "profile", profile)
     started = loop.time()
+    heard = [(len(n.up.seen), len(n.down.seen)) for n in networks]
     seen = await asyncio.gather(*(_device(scenario, d, client, loop) for d, client in enumerate(clients)))
     taken_s = loop.time() - started
     answers = [answer for device in seen for answer in device]
@@ -137,13 +144,20 @@ async def _play(scenario: Scenario, loop) -> dict:
         "down_bytes_per_token": (sum(n.down.bytes for n in networks) - down) / tokens,
         "texts": [a.tokens for a in answers],
         "answers": answers,
+        "heard": [
+            tuple(
+                [(t - started, size) for t, size in way.seen[before:]]
+                for way, before in zip((n.up, n.down), b, strict=True)
+            )
+            for n, b in zip(networks, heard, strict=True)
+        ],
     }
 
 
 async def _device(scenario: Scenario, number: int, client: Client, loop) -> list[AnswerSeen]:
     if scenario.stagger_s:
         await asyncio.sleep(scenario.stagger_s * ((number * 0.618) % 1.0))
-    first = number * scenario.answers
+    first = scenario.first + number * scenario.answers
     return [await _answer(scenario, client, first + i, loop) for i in range(scenario.answers)]
 
 
@@ -163,6 +177,9 @@ async def _answer(scenario: Scenario, client: Client, number: int, loop) -> Answ
             tokens += [token.id for token in event.tokens]
             times.append((loop.time() - started, len(tokens)))
         last = event
+    if client.padded is not None:
+        # The stream goes on to the end of its round.
+        await client.padded.close()
     return AnswerSeen(tokens, times, started, last.totals)
 
 
@@ -175,4 +192,5 @@ def _client(scenario: Scenario, network: Network, runner: ScriptedRunner) -> Cli
     return Client(
         network, runner.loaded.vocabulary, runner.loaded.tokenizer_sha256, new_drafter if method.drafts else None,
         policy=method.policy, calibration=calibration, runner=Passes(scenario.draft_s),
+        padded=None if scenario.padding is None else PaddedStreams(scenario.padding),
     )  # fmt: skip
