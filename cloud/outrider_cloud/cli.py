@@ -15,7 +15,7 @@ import structlog
 
 from outrider_shared.cli import TypedErrors
 from outrider_shared.errors import ConfigError, UnavailableError
-from outrider_shared.flags import answer_options, sampling_params
+from outrider_shared.flags import answer_options, prompt_options, prompt_text, sampling_params
 from outrider_shared.logs import configure_logs
 
 if TYPE_CHECKING:
@@ -160,20 +160,17 @@ def serve(ready_file: Path | None, **flags: Any) -> None:
 @cloud.command()
 @engine_options
 @answer_options
-@click.option("--prompt", required=True, help="Text to continue, or with --chat the user's words.")
-@click.option("--chat", is_flag=True, help="Wrap the prompt with the model's chat template.")
-@click.option("--ignore-eos", is_flag=True, help="Go on past the model's end tokens.")
+@prompt_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def generate(prompt: str, *, chat: bool, ignore_eos: bool, as_json: bool, **flags: Any) -> None:
+def generate(prompt: str, system: str, *, chat: bool, ignore_eos: bool, as_json: bool, **flags: Any) -> None:
     """Decode plainly, without network and drafts: the reference for every session."""
     from outrider_cloud import generate as plain  # noqa: PLC0415 - torch is slow to import
     from outrider_cloud.build import build_engine  # noqa: PLC0415
-    from outrider_shared.chat import render_chat  # noqa: PLC0415
 
     params = sampling_params(flags)
     engine = build_engine(flags["model"], _engine_config(flags), shards=flags["shards"] or 1, **_placement(flags))
     loaded = engine.runner.loaded
-    text = render_chat(loaded.chat_template, [{"role": "user", "content": prompt}]) if chat else prompt
+    text, chat = prompt_text(loaded.chat_template, prompt, system, chat=chat)
     # A chat template writes the special tokens itself.
     ids = loaded.tokenizer.encode(text, add_special_tokens=not chat).ids
     answer = plain.generate(engine, ids, params, flags["max_tokens"], ignore_eos=ignore_eos)

@@ -26,7 +26,7 @@ from outrider_edge.session.policy import DraftPolicy
 from outrider_shared.chat import render_chat
 from outrider_shared.cli import TypedErrors
 from outrider_shared.errors import ConfigError
-from outrider_shared.flags import Seconds, answer_options, sampling_params
+from outrider_shared.flags import Seconds, answer_options, prompt_options, prompt_text, sampling_params
 from outrider_shared.grammar import json_schema
 from outrider_shared.logs import configure_logs
 from outrider_shared.packs import read_pack
@@ -93,9 +93,7 @@ def golden(pack: Path, *, texts: tuple[str, ...], tokens: int) -> None:
 @edge.command()
 @connection_options
 @answer_options
-@click.option("--prompt", required=True, help="Text to continue, or with --chat the user's words.")
-@click.option("--chat", is_flag=True, help="Wrap the prompt with the pack's chat template.")
-@click.option("--ignore-eos", is_flag=True, help="Go on past the model's end tokens.")
+@prompt_options
 @click.option("--min-tokens", type=click.IntRange(0), default=0, help="Tokens before the answer may end.")
 @click.option(
     "--logprobs",
@@ -111,10 +109,10 @@ def golden(pack: Path, *, texts: tuple[str, ...], tokens: int) -> None:
     help="Let the cloud keep where it refuses drafts, with the text before, to train better ones.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def generate(prompt: str, *, chat: bool, as_json: bool, **flags: Any) -> None:
+def generate(prompt: str, system: str, *, chat: bool, as_json: bool, **flags: Any) -> None:
     """Generate one answer: the text is the cloud model's own, token for token."""
     device = _device(flags)
-    text = render_chat(device.chat_template, [{"role": "user", "content": prompt}]) if chat else prompt
+    text, chat = prompt_text(device.chat_template, prompt, system, chat=chat)
     request = _request(device, text, flags, chat=chat)
     report = asyncio.run(_answer(device, request, quiet=as_json))
     click.echo(json.dumps(report.as_dict()) if as_json else report.summary())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from outrider_shared.chat import render_chat
 from outrider_shared.errors import ParameterError
 from outrider_shared.sampling import SamplingParams
 
@@ -31,6 +33,30 @@ class Seconds(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return float(found[1]) * _UNITS_S[found[2]]
 
 
+class SystemText(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """What a model is told first: a text, or `bundled` for the house that the bundled pair can be tried in."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ARG002 - click's signature
+        """The text."""
+        if value != "bundled":
+            return str(value)
+        return (files("outrider_shared") / "bundled" / "house.txt").read_text("utf-8")
+
+
+system_option = click.option(
+    "--system",
+    type=SystemText(),
+    default="",
+    help="What the model is told first, or 'bundled': a house for the bundled pair.",
+)
+_PROMPT_OPTIONS = (
+    click.option("--prompt", required=True, help="Text to continue, or in a chat the user's words."),
+    click.option("--chat", is_flag=True, help="Wrap the prompt with the model's chat template; --system does, too."),
+    system_option,
+    click.option("--ignore-eos", is_flag=True, help="Go on past the model's end tokens."),
+)
 _OPTIONS = (
     click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True, help="Tokens at most."),
     click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy."),
@@ -52,6 +78,32 @@ def answer_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def prompt_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Flags of what is asked, beside `answer_options`."""
+    for option in reversed(_PROMPT_OPTIONS):
+        command = option(command)
+    return command
+
+
+def prompt_text(template: str, prompt: str, system: str, *, chat: bool) -> tuple[str, bool]:
+    """The text that the flags of `prompt_options` ask to continue, and whether it is a chat's.
+
+    Args:
+        template: The model's chat template.
+        prompt: Text to continue, or the user's words.
+        system: What the model is told first; with it, it is a chat.
+        chat: Whether it is one without.
+
+    Raises:
+        ConfigError: if it is to be a chat and the model has no template.
+        InputError: if the template refuses the messages.
+    """
+    if not (chat or system):
+        return prompt, False
+    first = [{"role": "system", "content": system}] if system else []
+    return render_chat(template, [*first, {"role": "user", "content": prompt}]), True
 
 
 def sampling_params(flags: Mapping[str, Any]) -> SamplingParams:

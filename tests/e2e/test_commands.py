@@ -90,6 +90,15 @@ def test_edge_generate_gives_the_text_of_cloud_generate(address, temperature):
     assert drafted["cloud_steps"] + drafted["accepted"] <= len(drafted["token_ids"])
 
 
+def test_an_order_in_the_bundled_house_calls_the_right_device(address):
+    """What the README says to try first."""
+    asked = ("--system", "bundled", "--prompt", MESSAGES_PROMPT)
+    shown = outrider("edge", "generate", "--cloud", address, *asked, "--json")
+    answer = json.loads(shown.stdout)
+    assert "HassTurnOn" in answer["text"]
+    assert "Kitchen Light" in answer["text"]
+
+
 def test_edge_generate_shows_the_answer_as_it_streams(address):
     """Without --json, the text is printed with a closing line of figures."""
     done = outrider("edge", "generate", "--cloud", address, "--prompt", MESSAGES_PROMPT, "--chat", "--max-tokens", "24")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from outrider_edge.api.cli import read_config
+from outrider_shared.flags import system_option
 
 if TYPE_CHECKING:
     from outrider_edge.api.config import EdgeConfig
@@ -29,7 +30,7 @@ _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "seed", "pa
     multiple=True,
     help="HOST:PORT of a verifier: do without a daemon; repeat, the most preferred first.",
 )
-@click.option("--system", default="", help="What the model is told first.")
+@system_option
 @click.option("--load", "kept", type=click.Path(path_type=Path), help="Go on with a conversation that /save kept.")
 @click.option("--temperature", type=float, help="0 is greedy; by default as the settings say.")
 @click.option("--top-p", type=float, help="Keep the likeliest tokens up to this mass.")
