@@ -1,11 +1,13 @@
-"""Draft parameters that follow the link: what a device does while a round trip passes is free, what goes beyond is not.
+"""Draft parameters that follow the link: what a device does while a round trip and a step pass is free, no more is.
 
-While `rtt_s / pass_s` passes fit into a round trip, nodes drafted meanwhile cost nothing but bytes: there it pays to go
-deep, and to let nodes wait for company in one message. Beside the cloud each pass delays the verification of those
-before it: there bursts are short and leave early.
+While `(rtt_s + step_s) / pass_s` passes fit between a draft and the word on it, nodes drafted meanwhile cost nothing
+but bytes: there it pays to go deep, and to let nodes wait for company in one message. Beside a quick cloud each pass
+delays the verification of those before it: there bursts are short and leave early. A cloud that holds for drafts lets
+no step pass meanwhile.
 
-Both are measured all the time: the round trip by pings that the cloud's event loop answers (twice a second and more),
-the pass by what the drafter took. Numbers behind the bounds: docs/decisions, "Draft length follows the link".
+All are measured all the time: the round trip by pings that the cloud's event loop answers (twice a second and more),
+the step by commits that follow each other, the pass by what the drafter took. A narrow link shows in the pings, as
+its queue. Numbers behind the bounds: docs/decisions/0013.
 """
 
 from __future__ import annotations
@@ -34,13 +36,14 @@ class Control:
     Args:
         policy: For a cloud next door, and whether it may be changed at all (`adaptive`).
         known: Of the cloud at hand; measurements are written to it.
+        held: Whether the cloud waits for drafts (`Pace.HOLD`).
 
     Attributes:
         known: As given; another one where the session moves to another cloud.
     """
 
-    def __init__(self, policy: DraftPolicy, known: Estimates | None = None) -> None:
-        self._base = policy
+    def __init__(self, policy: DraftPolicy, known: Estimates | None = None, *, held: bool = False) -> None:
+        self._base, self._held = policy, held
         self.known = known or Estimates()
         self._passes = 0
 
@@ -67,6 +70,7 @@ class Control:
             return base
         pass_s = max(known.pass_s, 1e-6)
         near = min(base.depth, max(_LEAST, _BURST_S / pass_s))
-        depth = min(_DEEPER * base.depth, max(near, known.rtt_s / pass_s))
+        free_s = known.rtt_s + (0.0 if self._held else known.step_s or 0.0)
+        depth = min(_DEEPER * base.depth, max(near, free_s / pass_s))
         coalesce_s = max(base.coalesce_s, min(_COALESCE_MOST_S, _COALESCE_SHARE * known.rtt_s))
         return replace(base, depth=round(depth), coalesce_s=coalesce_s)

@@ -81,7 +81,7 @@ class SessionLoop:
         self._drafter, self._runner = drafter, runner
         self._offline, self._alone = offline, alone
         self._logs, self._measured = clouds.logs, clouds.measured
-        self._control = Control(state.policy)
+        self._control = Control(state.policy, held=state.request.pace is Pace.HOLD)
         self._departures = Departures(self._control.known)
         self._peer = ""
         self._prefix: Prefix | None = None
