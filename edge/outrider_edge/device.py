@@ -235,10 +235,14 @@ class Device:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._client.padded is not None:
-            await self._client.padded.close()
+        await self.settle()
         await self._connector.__aexit__(kind, error, trace)
         self._client.runner.close()
+
+    async def settle(self) -> None:
+        """Wait until padded streams whose answers are complete have come to the end of their rounds."""
+        if self._client.padded is not None:
+            await self._client.padded.close()
 
     async def answer(
         self,

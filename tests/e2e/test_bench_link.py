@@ -13,8 +13,8 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path i
 SMALL = ["--rtt", "0,5", "--step-ms", "5", "--count", "1", "--tune", "1", "--lengths", "1", "--max-tokens", "12"]
 
 
-def bench(*flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "outrider_edge.bench.cli", *flags]
+def bench(*flags: str, module: str = "outrider_edge.bench.cli") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", module, *flags]
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240, check=False)
 
 
@@ -57,3 +57,15 @@ def test_wrong_lists_end_with_a_sentence():
         done = bench(*wrong)
         assert done.returncode == 2, done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_padding_is_measured_with_the_same_text():
+    """Both settings give one text; what a listener hears of the padded one is of far fewer sizes, and more bytes."""
+    small = ["--count", "2", "--max-tokens", "16", "--step-ms", "5", "--rtt", "5", "--settings", "off,256/20ms"]
+    done = bench(*small, "--json", module="outrider_edge.bench.padding")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)["figures"]
+    assert figures["off"]["speed"] == 1.0
+    assert all(figure["identical"] for figure in figures.values())
+    assert figures["256/20ms"]["down_bytes_per_token"] > figures["off"]["down_bytes_per_token"] > 0
+    assert 0.0 <= figures["256/20ms"]["identified"] <= 1.0

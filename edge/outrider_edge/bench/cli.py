@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import itertools
 import json
-import os
-import platform
-import shlex
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,22 +14,17 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from tokenizers import Tokenizer
 
 from outrider_edge.bench.grid import Grid
 from outrider_edge.bench.plots import draw, matplotlib_pyplot
 from outrider_edge.bench.processes import make_identity
 from outrider_edge.bench.saved import Saved
+from outrider_edge.bench.setting import bench_command, bench_requests, machine
 from outrider_edge.bench.summary import BASELINES
-from outrider_edge.compare import BUNDLED, read_requests
-from outrider_edge.device import bundled_pack
-from outrider_edge.session.events import GenerateRequest
-from outrider_shared.chat import render_chat
+from outrider_edge.compare import BUNDLED
 from outrider_shared.cli import TypedErrors
 from outrider_shared.emulator.profile import LinkProfile
 from outrider_shared.errors import ConfigError
-from outrider_shared.packs import read_pack
-from outrider_shared.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,7 +104,13 @@ def link(out: Path | None, plots: Path | None, resume: Path | None, *, as_json: 
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory(prefix="outrider-bench-") as folder:
         engines = _measure(flags, Path(folder), console, Saved(resume, flags))
-    result = {"command": _command(), "machine": _machine(), "settings": flags, "notes": _NOTES, "engines": engines}
+    result = {
+        "command": bench_command("link"),
+        "machine": machine(),
+        "settings": flags,
+        "notes": _NOTES,
+        "engines": engines,
+    }
     if out is not None:
         out.write_text(json.dumps(result, indent=1) + "\n")
     if plots is not None:
@@ -142,7 +138,7 @@ def _measure(flags: dict[str, Any], folder: Path, console: Console, saved: Saved
 
 def _grid(flags: dict[str, Any], folder: Path, console: Console, saved: Saved, advance: Callable[[int], None]) -> Grid:
     return Grid(
-        requests=_requests(flags),
+        requests=bench_requests(flags),
         links=[
             LinkProfile(rtt / 1e3, flags["jitter_ms"] / 1e3, rate * 1e3, rate * 1e3, loss=loss)
             for rate, loss, rtt in itertools.product(*(_numbers(flags[n]) for n in ("rate", "loss", "rtt")))
@@ -163,47 +159,12 @@ def _grid(flags: dict[str, Any], folder: Path, console: Console, saved: Saved, a
     )
 
 
-def _requests(flags: dict[str, Any]) -> list[GenerateRequest]:
-    pack = read_pack(bundled_pack() if flags["draft"] == BUNDLED else flags["draft"])
-    tokenizer, params = (
-        Tokenizer.from_file(str(pack.tokenizer_path)),
-        SamplingParams(flags["temperature"], seed=flags["seed"]),
-    )
-    conversations = read_requests(flags["requests"])[flags["skip"] :][: flags["count"]]
-    if not conversations:
-        raise ConfigError(f"no request is left of {flags['requests']} after skipping {flags['skip']}")
-    texts = [render_chat(pack.chat_template or "", messages) for messages in conversations]
-    prompts = [tuple(tokenizer.encode(text).ids) for text in texts]
-    return [GenerateRequest(p, flags["max_tokens"], params, ignore_eos=flags["ignore_eos"]) for p in prompts]
-
-
 def _numbers(text: str) -> list[float]:
     """Comma-separated numbers; `real` is 0."""
     try:
         return [0.0 if part.strip() == "real" else float(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(f"{text!r} is no list of numbers", hint="write them like 0,10,25") from None
-
-
-def _command() -> str:
-    arguments = sys.argv[1:]
-    return shlex.join(["outrider", "bench", "link", *arguments[2 if arguments[:2] == ["bench", "link"] else 0 :]])
-
-
-def _machine() -> dict[str, Any]:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return {
-        "date": dt.datetime.now(dt.UTC).date().isoformat(),
-        "cpu": next(
-            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
-        ),
-        "cores": os.cpu_count(),
-        "load_at_end": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "onnxruntime": version("onnxruntime"),
-        "grpcio": version("grpcio"),
-    }
 
 
 def _table(engine: dict[str, Any]) -> Table:

@@ -2,7 +2,8 @@
 
 One JSON object a line goes in: {"set": {field of LinkProfile: value}} changes the link, {"fault": {"kind": ...,
 "duration_s": ...}} breaks it, {} does nothing. For each, one line comes out: the counters, or {"error": ...}; for
-{"frames": true} the HTTP/2 frames. The first line, before any request, is {"address": HOST:PORT}.
+{"frames": true} the HTTP/2 frames. {"listen": true} notes TLS records of connections from now on, {"heard": true} gives
+and forgets them: [[seconds, bytes, up], ...]. The first line, before any request, is {"address": HOST:PORT}.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from outrider_shared.emulator.faults import Fault, FaultKind
 from outrider_shared.emulator.proxy import Counters
+from outrider_shared.emulator.records import Heard
 from outrider_shared.errors import ConfigError, OutriderError, UnavailableError
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from outrider_shared.emulator.proxy import LinkProxy
 
 _STOP_S = 5.0
+_LINE_BYTES = 1 << 24
 
 
 async def obey(proxy: LinkProxy) -> None:
@@ -38,7 +41,7 @@ async def obey(proxy: LinkProxy) -> None:
         except (OutriderError, ValueError, TypeError, KeyError, AttributeError) as error:
             _tell({"error": str(error)})
         else:
-            _tell(proxy.frames.as_dict() if "frames" in request else proxy.counters.as_dict())
+            _tell(answer_to(proxy, request))
 
 
 def apply(proxy: LinkProxy, request: dict[str, Any]) -> None:
@@ -50,9 +53,20 @@ def apply(proxy: LinkProxy, request: dict[str, Any]) -> None:
     """
     if "set" in request:
         proxy.set_profile(proxy.profile.changed(request["set"]))
+    if "listen" in request:
+        proxy.listen()
     if "fault" in request:
         fault = request["fault"]
         proxy.inject(Fault(0.0, FaultKind(fault["kind"]), float(fault.get("duration_s", 0.0))))
+
+
+def answer_to(proxy: LinkProxy, request: dict[str, Any]) -> dict[str, Any]:
+    """What one request asks for."""
+    if "frames" in request:
+        return proxy.frames.as_dict()
+    if "heard" in request:
+        return {"heard": [[record.at_s, record.bytes, record.up] for record in proxy.take_heard()]}
+    return proxy.counters.as_dict()
 
 
 def _tell(answer: dict[str, Any]) -> None:
@@ -77,7 +91,7 @@ class LinkProcess:
         command = [sys.executable, "-m", "outrider_shared.emulator.cli", "--control", "--listen", "127.0.0.1:0"]
         pipe = asyncio.subprocess.PIPE
         self._process = await asyncio.create_subprocess_exec(
-            *command, "--to", self._to, "--seed", str(self._seed), stdin=pipe, stdout=pipe
+            *command, "--to", self._to, "--seed", str(self._seed), stdin=pipe, stdout=pipe, limit=_LINE_BYTES
         )
         self.address = (await self._read())["address"]
         await self.ask({"set": asdict(self._profile)})
@@ -104,6 +118,14 @@ class LinkProcess:
     async def frames(self) -> dict[str, dict[str, list[int]]]:
         """HTTP/2 frames so far: direction, kind, [frames, bytes]; empty with TLS."""
         return await self.ask({"frames": True})
+
+    async def listen(self) -> None:
+        """Note TLS records of connections from now on."""
+        await self.ask({"listen": True})
+
+    async def heard(self) -> list[Heard]:
+        """TLS records since the last time."""
+        return [Heard(*record) for record in (await self.ask({"heard": True}))["heard"]]
 
     async def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Send one request and read its answer.

@@ -133,6 +133,13 @@ class LinkProxy:
         """Note the TLS records of connections from now on, as somebody on the network could."""
         self.heard = []
 
+    def take_heard(self) -> list[Heard]:
+        """What was noted since the last time."""
+        taken = list(self.heard or ())
+        if self.heard is not None:
+            self.heard.clear()
+        return taken
+
     def set_profile(self, profile: LinkProfile) -> None:
         """Change the link at once, for open connections too."""
         self._profile = profile
