@@ -3,58 +3,27 @@
 from __future__ import annotations
 
 import re
-import shutil
-from pathlib import Path
 
 import pytest
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-SHOTS = Path("build") / "screenshots"
-VIEWS = {"light": (1280, 860, "light"), "dark": (1280, 860, "dark"), "phone": (390, 844, "dark")}
+from support.browser import VIEWS, Pages, chromium, fits, needs_chromium, shoot
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)")
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture
 def open_page(browser, device):
     """Opens the page in a view; what its console says against it fails the test."""
-    complaints, pages = [], []
-
-    def open_(view: str):
-        width, height, scheme = VIEWS[view]
-        page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
-        page.on(
-            "console", lambda message: complaints.append(message.text) if message.type in {"error", "warning"} else None
-        )
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on(
-            "request",
-            lambda request: None if request.url.startswith(device.address) else complaints.append(request.url),
-        )
-        page.goto(device.address)
-        pages.append(page)
-        return page
-
-    yield open_
-    for page in pages:
-        page.close()
-    assert complaints == []
-
-
-def _shoot(page, name: str, *, whole: bool = False) -> None:
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SHOTS / f"{name}.png", full_page=whole)
+    pages = Pages(browser, device.address)
+    yield pages.open
+    pages.close()
+    assert pages.complaints == []
 
 
 def _ask(page, words: str = "Turn off the kitchen light.") -> None:
@@ -78,8 +47,8 @@ def test_answer_streams_in_with_its_colours_and_bill(open_page, view):
     assert abs(int(told["Drafts accepted"].split("/")[0]) - accepted) <= 2
     assert float(told["Tokens/cloud step"]) > 1
     assert told["RTT"].endswith("ms")
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    _shoot(page, view, whole=view == "phone")
+    assert fits(page)
+    shoot(page, view, whole=view == "phone")
 
 
 def test_token_tells_margin_and_alternatives_by_keyboard(open_page):
@@ -91,7 +60,7 @@ def test_token_tells_margin_and_alternatives_by_keyboard(open_page):
     assert "accepted draft" in card.inner_text()
     assert re.search(r"draft margin \d", card.inner_text())
     assert "log-probability" in card.inner_text()
-    _shoot(page, "card")
+    shoot(page, "card")
     first = page.evaluate("document.activeElement.textContent")
     page.keyboard.press("ArrowRight")
     assert page.evaluate("document.activeElement.className").startswith("t ")
@@ -112,7 +81,7 @@ def test_replay_plays_the_speculation_step_by_step(open_page):
     assert page.locator("#tree svg g").count() > 1
     for _ in range(4):
         page.keyboard.press("ArrowRight")
-    _shoot(page, "replay")
+    shoot(page, "replay")
     assert page.locator("#caption").inner_text().startswith("Step 5 of ")
     page.keyboard.press("End")
     assert "".join(page.locator("#sofar span").all_inner_texts()) == answer
@@ -125,7 +94,7 @@ def test_this_device_only_shows_as_unverified(open_page):
     _ask(page)
     assert page.locator(".assistant .t.unverified").count() == page.locator(".assistant .t").count() > 0
     assert "No target has confirmed" in page.locator(".assistant").inner_text()
-    _shoot(page, "unverified")
+    shoot(page, "unverified")
 
 
 def test_themes_switch_and_stay(open_page):

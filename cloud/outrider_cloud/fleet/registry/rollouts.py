@@ -115,7 +115,7 @@ def approve(connection: Connection, name: str, actor: str, *, deny: bool = False
         _tell(connection, name, f"{actor} allowed the step out of stage {row.stage + 1}", actor, "rollout.approve")
         return state
     if deny:
-        _move(connection, row, RolloutState.DENIED, actor, "denied")
+        _move(connection, row, RolloutState.DENIED, actor, "")
         return RolloutState.DENIED
     if state is not RolloutState.AWAITING_APPROVAL:
         raise ConflictError(f"{name} is {state}; there is nothing to approve")
@@ -132,7 +132,7 @@ def approve(connection: Connection, name: str, actor: str, *, deny: bool = False
 
 def pause(connection: Connection, name: str, actor: str) -> None:
     """Tell no further devices; those that were told go on."""
-    _move(connection, load(connection, name), RolloutState.PAUSED, actor, "paused")
+    _move(connection, load(connection, name), RolloutState.PAUSED, actor, "")
 
 
 def resume(connection: Connection, name: str, actor: str) -> None:
@@ -150,7 +150,7 @@ def resume(connection: Connection, name: str, actor: str) -> None:
 def abort(connection: Connection, name: str, actor: str) -> None:
     """End it here: devices keep what they have, those that still update are told to stop."""
     row = load(connection, name)
-    _move(connection, row, RolloutState.ABORTED, actor, "aborted")
+    _move(connection, row, RolloutState.ABORTED, actor, "")
     busy = (members.c.rollout == name) & members.c.state.in_(IN_PROGRESS)
     for member in connection.execute(select(members).where(busy)).all():
         _back(connection, row, member)

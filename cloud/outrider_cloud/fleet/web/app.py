@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from outrider_cloud.fleet.web.state import Services
 
 PAGE = Path(__file__).parent / "page"
-_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'"
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 def fleet_app(services: Services) -> FastAPI:
@@ -37,6 +40,9 @@ def fleet_app(services: Services) -> FastAPI:
         response = await call_next(request)
         response.headers["content-security-policy"] = _POLICY
         response.headers["x-content-type-options"] = "nosniff"
+        response.headers["referrer-policy"] = "no-referrer"
+        # Asked for anew each time: a page of an older version beside a newer API would be half right.
+        response.headers.setdefault("cache-control", "no-store" if request.url.path.startswith("/api") else "no-cache")
         return response
 
     if services.repository is not None:

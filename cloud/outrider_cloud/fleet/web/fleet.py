@@ -46,6 +46,15 @@ def overview(found: Found, _who: Viewer) -> dict[str, Any]:
     return found.glance.overview()
 
 
+@router.get("/history")
+def history(found: Found, _who: Viewer, minutes: Annotated[int, Query(ge=1, le=1440)] = 60) -> dict[str, Any]:
+    """What all devices did, by the minute (since 1970, UTC), oldest first; idle minutes are left out."""
+    since = int(time.time() // 60) - minutes
+    chosen = select(tables.minutes).where(tables.minutes.c.minute > since).order_by(tables.minutes.c.minute)
+    with found.controller.database.reading() as connection:
+        return {"minutes": [dict(row._mapping) for row in connection.execute(chosen)]}  # noqa: SLF001 - public API
+
+
 @router.get("/devices")
 def list_devices(
     found: Found,
@@ -72,7 +81,7 @@ def list_devices(
             chosen = chosen.where(columns.online == online)
         if version:
             chosen = chosen.where(columns.active_target == version)
-        total = connection.execute(chosen.order_by(None).with_only_columns(func.count())).scalar_one()
+        total = connection.execute(chosen.order_by(None).with_only_columns(func.count(columns.id))).scalar_one()
         if after:
             chosen = chosen.where(columns.id > after)
         # Names first, from an index: of the devices before `offset` nothing else is read.

@@ -53,7 +53,7 @@ function confirmed(question) {
 
 function signOut(error) {
   sessionStorage.removeItem(KEY);
-  session.me = null;
+  session.me = session.overview = null;
   view = null;
   if (stream) stream.abort();
   stream = null;
@@ -84,15 +84,25 @@ async function signIn() {
   await open();
 }
 
+function decoded(part) {
+  try { return decodeURIComponent(part); } catch { return part; } // typed by hand, such as %E0%A4
+}
+
+// The stream brings it with every change; before its first word it is asked for.
+async function overview() {
+  session.overview = session.overview || await ask("/api/overview");
+  return session.overview;
+}
+
 async function open() {
   if (!session.me) return;
   complain(null);
-  const parts = location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
+  const parts = location.hash.replace(/^#\/?/, "").split("/").map(decoded);
   for (const link of $("nav").children) {
     if (link.getAttribute("href") === `#/${parts[0]}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  view = route(parts, { ask, act, session, refresh, complain });
+  view = route(parts, { ask, act, session, refresh, complain, overview });
   $("view").replaceChildren(view.node);
   await refresh();
 }
@@ -143,6 +153,7 @@ async function watch() {
 
 const pause = (ms) => new Promise((done) => { setTimeout(done, ms); });
 addEventListener("hashchange", open);
+document.querySelector(".skip").onclick = (event) => { event.preventDefault(); $("view").focus(); }; // the hash is the view's
 $("out").onclick = () => signOut(null);
 if (sessionStorage.getItem(KEY)) signIn();
 else signOut(null);
