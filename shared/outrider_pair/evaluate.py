@@ -177,6 +177,6 @@ def _against(cells: Cells, packs: Sequence[Pack], plan: Plan) -> dict[str, Any] 
             for shape in SHAPES:
                 mine, other = cells[number, temperature, shape], cells[base, temperature, shape]
                 ratio, low, high = compare_ratios((mine.tokens, mine.steps), (other.tokens, other.steps))
-                compared = {"pack": _title(pack), "temperature": temperature, "shape": shape}
+                compared = {"pack": _title(pack), "number": number, "temperature": temperature, "shape": shape}
                 rows.append({**compared, "ratio": ratio, "interval": (low, high)})
-    return {"base": _title(packs[base]), "ratios": rows}
+    return {"base": _title(packs[base]), "base_number": base, "ratios": rows}

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
 
 
 def tables(result: dict[str, Any]) -> Iterator[Table]:
-    """Acceptance, then what each pack is."""
+    """Acceptance, the packs against each other where there are several, then what each pack is."""
     yield _acceptance(result)
+    if result["against"] is not None:
+        yield _against(result["against"])
     yield _packs(result)
 
 
@@ -31,6 +33,19 @@ def _acceptance(result: dict[str, Any]) -> Table:
                     f"{row['accepted_of_drafted']:.0%}",
                 )  # fmt: skip
         table.add_section()
+    return table
+
+
+def _against(against: dict[str, Any]) -> Table:
+    table = Table("pack", "T", "drafts", title=f"tokens per step against {against['base']}, same requests and noise")
+    for name in ("ratio", "95 %"):
+        table.add_column(name, justify="right")
+    for row in against["ratios"]:
+        if row["number"] != against["base_number"]:
+            low, high = row["interval"]
+            table.add_row(
+                row["pack"], f"{row['temperature']:g}", row["shape"], f"{row['ratio']:.3f}", f"{low:.3f}-{high:.3f}"
+            )
     return table
 
 

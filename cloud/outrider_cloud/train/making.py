@@ -152,18 +152,8 @@ class DraftRun:
         return whole
 
     def _validation(self, target: nn.Module, source: Source, ends: frozenset[int], run: Distillation) -> Validate:
-        folder, distil = self.work / "held-out", run.config
-        if self.world.leads:
-            prompts = take(source.held_out_prompts(), _HELD_OUT)
-            prompts = (prompts * _HELD_OUT)[:_HELD_OUT] if isinstance(source, NoSource) else prompts
-            if not prompts:
-                raise ConfigError("no text is held out", hint="give more texts: one in 48 is kept for validation")
-            sampled_shard(
-                folder, [(target, prompts)], target, ends, distil.writing, k=distil.top_k, seed=distil.seed + 1,
-                source="held out",
-            )  # fmt: skip
-        self.world.wait()
-        return validation_of(folder, distil.tokens_per_batch, self.world.device)
+        folder = held_out_shard(self.work / "held-out", target, source, ends, run)
+        return validation_of(folder, run.config.tokens_per_batch, self.world.device)
 
     def _measure(self, target: nn.Module, draft: nn.Module, source: Source, ends: frozenset[int]) -> dict[str, Any]:
         found = []
@@ -174,6 +164,22 @@ class DraftRun:
             most = self.recipe.distil.writing.most
             found.append(acceptance(draft, answers_of(target, prompts, ends, temperature, most)))
         return {"acceptance": found}
+
+
+def held_out_shard(folder: Path, target: nn.Module, source: Source, ends: frozenset[int], run: Distillation) -> Path:
+    """Texts that the target writes after held-out prompts, made once by the leading process. Raises ConfigError."""
+    if run.world.leads:
+        prompts = take(source.held_out_prompts(), _HELD_OUT)
+        prompts = (prompts * _HELD_OUT)[:_HELD_OUT] if isinstance(source, NoSource) else prompts
+        if not prompts:
+            raise ConfigError("no text is held out", hint="give more texts: one in 48 is kept for validation")
+        config = run.config
+        sampled_shard(
+            folder, [(target, prompts)], target, ends, config.writing, k=config.top_k, seed=config.seed + 1,
+            source="held out",
+        )  # fmt: skip
+    run.world.wait()
+    return folder
 
 
 def validation_of(folder: Path, tokens_per_batch: int, device: torch.device) -> Validate:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from outrider_cloud.train.distillation import DistilConfig
 from outrider_cloud.train.fit import FitConfig
 from outrider_cloud.train.prune import Keep
+from outrider_cloud.train.reported import ReplayConfig
 from outrider_shared.errors import ConfigError
 
 Made = TypeVar("Made")
@@ -64,6 +65,18 @@ class DraftRecipe:
     student: StudentConfig = field(default_factory=StudentConfig)
     distil: DistilConfig = field(default_factory=DistilConfig)
     fit: FitConfig = field(default_factory=lambda: FitConfig(2000, checkpoint_every=200, validate_every=200))
+    precision: str = "int8"
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class ReplayRecipe:
+    """How a draft learns from what fleets reported."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    distil: DistilConfig = field(default_factory=DistilConfig)
+    fit: FitConfig = field(default_factory=lambda: FitConfig(400, checkpoint_every=50, validate_every=50))
     precision: str = "int8"
     name: str = ""
 

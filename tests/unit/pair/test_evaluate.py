@@ -17,6 +17,7 @@ from outrider_edge.session.policy import DraftPolicy
 from outrider_pair.cli import evaluate
 from outrider_pair.evaluate import load_pair
 from outrider_pair.rounds import answer
+from outrider_pair.tables import tables
 from outrider_shared.calibration import Calibrations
 from outrider_shared.errors import ConfigError, MismatchError
 from outrider_shared.packs import read_pack
@@ -74,6 +75,17 @@ def test_the_first_temperature_is_the_main_one_and_the_same_pack_gives_the_same_
     assert set(cells) == {(t, shape) for t in (0.0, 1.0) for shape in ("tree", "chain")}
     assert first["acceptance"] == second["acceptance"]
     assert {row["ratio"] for row in figures["against"]["ratios"]} == {1.0}
+
+
+def test_packs_are_set_against_each_other_even_if_they_have_one_name(result):
+    """The second pack's ratios, in the JSON object and as a table: the same draft, so 1 with no doubt."""
+    figures, _ = result
+    against = figures["against"]
+    assert {row["number"] for row in against["ratios"]} == {0, 1}
+    assert against["base_number"] == 0
+    table = list(tables(figures))[1]
+    assert table.row_count == 4
+    assert list(table.columns[-1].cells) == ["1.000-1.000"] * 4
 
 
 def test_figures_of_a_cell_hold_together(result):

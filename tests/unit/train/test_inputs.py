@@ -56,7 +56,7 @@ def test_held_out_texts_are_never_trained_on(tmp_path: Path):
     assert not trained & held
 
 
-@pytest.mark.parametrize("name", ["bundled-draft", "own-samples"])
+@pytest.mark.parametrize("name", ["bundled-draft", "own-samples", "stories-draft"])
 def test_the_draft_recipes_that_ship_are_read(name: str):
     assert read_recipe(DraftRecipe, name, {"fit.steps": 7}).fit.steps == 7
 

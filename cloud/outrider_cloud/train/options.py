@@ -1,0 +1,97 @@
+"""Flags that commands of `outrider train` have in common, and what becomes of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+from outrider_shared.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from outrider_cloud.train.world import World
+
+_PATH = click.Path(path_type=Path)
+DATA = click.option("--data", type=click.Path(path_type=Path, exists=True), multiple=True, help="Text file or folder; may come more than once.")  # fmt: skip
+SET = click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override any key of the recipe, such as fit.steps=200.")  # fmt: skip
+SKIP = click.option("--skip-broken", is_flag=True, help="Go on without broken lines of data, and tell how many.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+FORCE = click.option("--force", is_flag=True, help="Start anew instead of going on, and replace what is at --out.")
+TARGET = click.option("--target", "target_folder", type=_PATH, required=True, help="Hugging Face folder, or 'bundled'.")
+HOME = click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True, help="Folder of the smart-home data.")  # fmt: skip
+MODEL_OUT = click.option("--out", type=_PATH, required=True, help="Model folder to write.")
+WORK = click.option("--work", type=_PATH, help="Texts and checkpoints; by default OUT.work.")
+STEPS = click.option("--steps", "fit__steps", type=click.IntRange(1), help="Updates.")
+
+_DISTILLING = (
+    TARGET,
+    DATA,
+    click.option("--out", type=_PATH, required=True, help="Pack to write; the draft as a model folder is WORK/draft."),
+    WORK,
+    click.option("--loss", "distil__loss", help="forward-kl, reverse-kl, tv, mix, coupling, coupled-kl or text."),
+    STEPS,
+    click.option("--prompts", "distil__prompts", type=click.IntRange(1), help="Texts that the target writes."),
+    click.option("--precision", type=click.Choice(["fp32", "int8", "int4"]), help="Of the pack."),
+    SET,
+    SKIP,
+    FORCE,
+    JSON,
+)
+
+
+def distilling(command: Callable[..., Any]) -> Callable[..., Any]:
+    """All flags of a command that distils a draft and makes its pack."""
+    for option in reversed(_DISTILLING):
+        command = option(command)
+    return command
+
+
+def recipe_option(names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--config`, with the recipes that ship for this command."""
+    return click.option("--config", default="", metavar="RECIPE", help=f"TOML file, or the name of a recipe that ships: {names}.")  # fmt: skip
+
+
+def overrides(sets: tuple[str, ...], **flags: Any) -> dict[str, Any]:
+    """What --set and a command's own flags lay over the recipe, by dotted key. Raises ConfigError."""
+    from outrider_cloud.train.settings import parse_set  # noqa: PLC0415 - keeps `--help` quick
+
+    return parse_set(sets) | {key.replace("__", "."): value for key, value in flags.items() if value is not None}
+
+
+def model_folder(target: Path) -> Path:
+    """The folder of --target."""
+    from outrider_cloud.model.loading import BUNDLED, bundled_model  # noqa: PLC0415 - likewise
+
+    return bundled_model() if str(target) == BUNDLED else target
+
+
+def empty_or_forced(out: Path, *, force: bool) -> None:
+    """Nothing stands where something is to be written. Raises ConfigError."""
+    if out.exists() and any(out.iterdir()) and not force:
+        raise ConfigError(f"{out} exists", hint="--force replaces it")
+
+
+def work_folder(out: Path, folder: Path | None, *, force: bool) -> Path:
+    """The folder of texts and checkpoints; --force removes what an earlier run left there."""
+    place = folder or out.with_name(f"{out.name}.work")
+    if force and (place / "checkpoint.pt").exists():
+        shutil.rmtree(place)
+    return place
+
+
+def teller(world: World, *, as_json: bool) -> Callable[[str], None]:
+    """Prints sentences, from the leading process alone; beside a JSON object on stderr."""
+    console = Console(stderr=as_json)
+    return lambda text: console.print(text, highlight=False, soft_wrap=True) if world.leads else None
+
+
+def tell(figures: dict[str, Any], world: World, *, as_json: bool) -> None:
+    """Print the JSON object, where one is asked for."""
+    if world.leads and as_json:
+        click.echo(json.dumps(figures))
