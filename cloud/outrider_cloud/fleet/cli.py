@@ -13,6 +13,7 @@ import click
 
 from outrider_cloud.fleet import broker as mosquitto
 from outrider_cloud.fleet.artifacts.publish import publish, read_golden
+from outrider_cloud.fleet.controller import ControllerConfig
 from outrider_cloud.fleet.demo.cli import demo
 from outrider_cloud.fleet.home import FleetHome, Settings
 from outrider_cloud.fleet.operate import COMMANDS
@@ -97,10 +98,17 @@ for _command in (*COMMANDS, demo):
     "--admin-host", default=_SERVE.admin_host, show_default=True, help="Address of page and API. No TLS there."
 )
 @click.option("--admin-port", type=int, default=_SERVE.admin_port, show_default=True, help="Its port.")
+@click.option(
+    "--keep-days",
+    type=click.FloatRange(0, min_open=True),
+    default=_SERVE.controller.keep_days,
+    show_default=True,
+    help="How long windows of telemetry are kept.",
+)
 @home_option
-def serve_command(*, dsn: str, admin_host: str, admin_port: int, folder: Path) -> None:
+def serve_command(*, dsn: str, admin_host: str, admin_port: int, keep_days: float, folder: Path) -> None:
     """Run the fleet service: controller, API and page, artifact server. Needs the broker."""
-    config = ServeConfig(dsn, admin_host, admin_port)
+    config = ServeConfig(dsn, admin_host, admin_port, ControllerConfig(keep_days=keep_days))
     asyncio.run(_until_ended(serve(FleetHome(folder), config)))
 
 

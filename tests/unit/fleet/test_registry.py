@@ -12,6 +12,7 @@ from sqlalchemy import event, insert, text
 from outrider_cloud.fleet.registry import access, devices, tables
 from outrider_cloud.fleet.registry.database import Database, sqlite_url
 from outrider_cloud.fleet.web.glance import Glance
+from outrider_cloud.fleet.web.rollouts import troubled
 from outrider_shared.errors import StorageError
 from support.fleet import OLD, FakeDevice
 
@@ -35,7 +36,8 @@ def test_a_registry_of_before_the_sums_by_the_minute_is_brought_up_to_date(datab
         connection.execute(insert(tables.telemetry), [{**window, "at": at} for at in (60.0, 119.9, 120.0)])
         for statement in (
             "DROP TABLE minutes", "DROP INDEX ix_devices_glance", "DROP INDEX ix_devices_online_id",
-            "DROP INDEX ix_devices_target_id", "CREATE INDEX ix_devices_online ON devices (online)",
+            "DROP INDEX ix_devices_target_id", "DROP INDEX ix_members_troubled",
+            "CREATE INDEX ix_devices_online ON devices (online)",
             "UPDATE alembic_version SET version_num = '0001'",
         ):  # fmt: skip
             connection.execute(text(statement))
@@ -65,6 +67,14 @@ def test_the_glance_reads_an_index_and_no_device(database):
         plans = [str(connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {seen[0]}").all())]
     assert "COVERING INDEX ix_devices_glance" in plans[0], plans
     assert "TEMP B-TREE" not in plans[0], plans
+
+
+def test_troubled_devices_are_found_without_looking_at_the_others(database):
+    with database.reading() as connection:
+        asked = troubled("r1").compile(connection.engine)
+        plan = str(connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {asked}", ("r1", 50, 0)).all())
+    assert "ix_members_troubled" in plan, plan
+    assert "TEMP B-TREE" not in plan, plan
 
 
 def test_what_is_old_goes_piece_by_piece_with_its_sums(database):

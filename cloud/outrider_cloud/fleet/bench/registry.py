@@ -161,7 +161,7 @@ def bench_registry(plan: RegistryPlan, tell: Callable[[str], None]) -> dict[str,
         size = (home.folder / "fleet.db").stat().st_size
         tell("starting the service, and a roll-out to all of them")
         with running(home) as service:
-            _begun(service)
+            begun(service)
             tell("asking for every view of the page")
             before, watch = service.cpu_s(), Stopwatch()
             views = ask(service, plan)
@@ -175,7 +175,8 @@ def bench_registry(plan: RegistryPlan, tell: Callable[[str], None]) -> dict[str,
     }  # fmt: skip
 
 
-def _begun(service: Service) -> None:
+def begun(service: Service) -> None:
+    """Waits until the roll-out runs."""
     end = time.monotonic() + 300
     while time.monotonic() < end:
         if service.ask(f"/rollouts/{ROLLOUT}")["state"] == "running":

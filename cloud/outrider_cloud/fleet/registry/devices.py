@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from outrider_cloud.fleet.registry.tables import devices, groups, minutes, telemetry
@@ -251,8 +251,3 @@ def overview(connection: Connection, since: float) -> dict[str, Any]:
 
 def _mean(total: float | None, count: int) -> float | None:
     return float(total) / count if total is not None and count else None
-
-
-def mark_all_offline(connection: Connection) -> None:
-    """Before the retained presence is read anew: what the broker does not say is not known."""
-    connection.execute(update(devices).values(online=False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ BACK = "/back"
 BUNDLED = "bundled"
 _NO_HASH = "0" * 64
 _CONTROLLER = "controller"
+_AT_ONCE = 500  # devices of a statement
 _FOR_MEMBERS = frozenset({
     "id", "active_sha256", "base_sha256", "base_windows", "base_total", "base_square", "base_latency",
 })  # fmt: skip
@@ -152,8 +153,7 @@ def abort(connection: Connection, name: str, actor: str) -> None:
     row = load(connection, name)
     _move(connection, row, RolloutState.ABORTED, actor, "")
     busy = (members.c.rollout == name) & members.c.state.in_(IN_PROGRESS)
-    for member in connection.execute(select(members).where(busy)).all():
-        _back(connection, row, member)
+    _back(connection, row, busy)
 
 
 def roll_back(connection: Connection, name: str, actor: str, why: str = "asked for") -> None:
@@ -161,20 +161,25 @@ def roll_back(connection: Connection, name: str, actor: str, why: str = "asked f
     row = load(connection, name)
     _move(connection, row, RolloutState.ROLLING_BACK, actor, f"rolling back: {why}")
     got = (members.c.rollout == name) & members.c.state.in_(GOT_THE_DRAFT)
-    for member in connection.execute(select(members).where(got)).all():
-        _back(connection, row, member)
+    _back(connection, row, got)
 
 
-def _back(connection: Connection, row: Row[Any], member: Row[Any]) -> None:
-    """Assign what the device ran before."""
-    before = member.before
-    mine = (members.c.rollout == row.id) & (members.c.device == member.device)
-    if before is None:
-        return
-    assignment = Assignment(row.id + BACK, member.attempt, before["target"], before["sha256"])
-    desired.change(connection, member.device, assignment=assignment)
-    changed = {"state": MemberState.REVERTING.value, "told": time.time(), "changed": time.time(), "progress": ""}
-    connection.execute(update(members).where(mine).values(**changed))
+def _back(connection: Connection, row: Row[Any], which: Any) -> None:
+    """Assign to these members what they ran before: one statement for all that ran the same."""
+    same: dict[tuple[int, str, str], list[str]] = defaultdict(list)
+    columns = members.c
+    for device, attempt, before in connection.execute(
+        select(columns.device, columns.attempt, columns.before).where(which)
+    ):
+        if before is not None:
+            same[attempt, before["target"], before["sha256"]].append(device)
+    now = time.time()
+    changed = {"state": MemberState.REVERTING.value, "told": now, "changed": now, "progress": ""}
+    for (attempt, target, sha256), names in same.items():
+        desired.change_many(connection, names, assignment=Assignment(row.id + BACK, attempt, target, sha256))
+        for start in range(0, len(names), _AT_ONCE):
+            mine = (columns.rollout == row.id) & columns.device.in_(names[start : start + _AT_ONCE])
+            connection.execute(update(members).where(mine).values(**changed))
 
 
 def begin(connection: Connection, row: Row[Any]) -> int:

@@ -14,6 +14,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    text,
 )
 
 metadata = MetaData(
@@ -155,6 +156,9 @@ rollouts = Table(
     Column("evidence", JSON, nullable=True),
 )
 
+# Of members: something went wrong. Written without a parameter, which is how a query must say it to use the index.
+TROUBLED = text("code != ''")
+
 members = Table(
     "members",
     metadata,
@@ -174,6 +178,7 @@ members = Table(
     Column("baseline", JSON, nullable=True),
     Index("ix_members_stage_state", "rollout", "stage", "state", "changed", "device"),
     Index("ix_members_device", "device"),
+    Index("ix_members_troubled", "rollout", "changed", sqlite_where=TROUBLED, postgresql_where=TROUBLED),
 )
 
 events = Table(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Select, func, select
 
 from outrider_cloud.fleet.registry import rollouts, tables
 from outrider_cloud.fleet.rollout.evidence import Evidence
@@ -69,7 +69,7 @@ def create(found: Found, who: Operator, body: SpecBody) -> dict[str, Any]:
 @router.get("/{name}")
 def one(found: Found, _who: Viewer, name: str) -> dict[str, Any]:
     """A roll-out with its stages, its gates' evidence and what happened."""
-    members, columns = tables.members, tables.members.c
+    columns = tables.members.c
     with found.controller.database.reading() as connection:
         row = rollouts.load(connection, name)
         grouped = connection.execute(
@@ -80,10 +80,7 @@ def one(found: Found, _who: Viewer, name: str) -> dict[str, Any]:
         happened = connection.execute(
             select(tables.events).where(tables.events.c.rollout == name).order_by(tables.events.c.id.desc()).limit(100)
         ).all()
-        troubled = connection.execute(
-            select(members).where((columns.rollout == name) & (columns.code != "")).order_by(columns.changed.desc())
-            .limit(50)
-        ).all()  # fmt: skip
+        wrong = connection.execute(troubled(name)).all()
     spec, total = Spec.read(row.spec), Counter[str]()
     stages: list[dict[str, Any]] = [
         {"percent": stage.percent, "soak_s": stage.soak_s, "approval": stage.approval, "counts": {}}
@@ -98,9 +95,16 @@ def one(found: Found, _who: Viewer, name: str) -> dict[str, Any]:
         "events": [{"at": event.at, "what": event.what} for event in happened],
         "troubled": [
             {"device": m.device, "state": m.state, "code": m.code, "message": m.message, "attempt": m.attempt}
-            for m in troubled
+            for m in wrong
         ],
     }
+
+
+def troubled(name: str) -> Select[Any]:
+    """The devices that something went wrong on, newest first; from an index of those alone."""
+    columns = tables.members.c
+    mine = (columns.rollout == name) & tables.TROUBLED
+    return select(tables.members).where(mine).order_by(columns.changed.desc()).limit(50)
 
 
 @router.get("/{name}/devices")

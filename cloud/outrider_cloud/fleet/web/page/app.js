@@ -5,7 +5,7 @@ import { route } from "./views.js";
 const $ = (id) => document.getElementById(id);
 const KEY = "outrider-fleet-token";
 const session = { me: null, overview: null };
-let view = null, stream = null, busy = false, again = false;
+let view = null, stream = null;
 
 function theme(name) {
   document.documentElement.dataset.theme = name;
@@ -107,13 +107,23 @@ async function open() {
   await refresh();
 }
 
+// One at a time for each view; what is asked for meanwhile is done once, afterwards. A view that was left draws into nothing.
 async function refresh() {
-  if (busy) { again = true; return; }
-  busy = true;
   const mine = view;
+  if (!mine) return;
+  if (mine.busy) { mine.again = true; return; }
+  mine.busy = true;
+  do {
+    mine.again = false;
+    await drawn(mine);
+  } while (mine.again && mine === view);
+  mine.busy = false;
+}
+
+async function drawn(mine) {
   const held = document.activeElement && document.activeElement.dataset.key;
   try {
-    if (mine) await mine.refresh();
+    await mine.refresh();
   } catch (error) {
     if (mine === view && error.status !== 401) complain(error);
   }
@@ -121,8 +131,6 @@ async function refresh() {
     const found = [...document.querySelectorAll("[data-key]")].find((node) => node.dataset.key === held);
     if (found) found.focus({ preventScroll: true });
   }
-  busy = false;
-  if (again || mine !== view) { again = false; await refresh(); }
 }
 
 async function watch() {
