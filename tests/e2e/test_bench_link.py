@@ -18,7 +18,10 @@ def bench(*flags: str, module: str = "outrider_edge.bench.cli") -> subprocess.Co
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240, check=False)
 
 
-@pytest.mark.parametrize("more", [[], ["--tls"]], ids=["plaintext", "tls"])
+BEYOND = ["--sessions", "2", "--row-budget", "16", "--stalls", "0,100"]
+
+
+@pytest.mark.parametrize("more", [BEYOND, ["--tls"]], ids=["plaintext", "tls"])
 def test_all_methods_answer_alike_and_every_figure_is_there(tmp_path, more):
     """Every method gives the plain text in every cell; ratios to all baselines; the command that made it."""
     done = bench(*SMALL, *more, "--json", "--out", str(tmp_path / "result.json"))
@@ -49,6 +52,27 @@ def test_all_methods_answer_alike_and_every_figure_is_there(tmp_path, more):
         assert figures["plain"]["cloud_busy_ms_per_token"] >= 5.0
         assert figures["ours-ahead+draft"]["tokens_by_origin"]["cloud draft"] > 0
         assert figures["colocated"]["cloud_steps_per_token"] <= 1.0
+    if more is BEYOND:
+        expect_beyond(engine)
+
+
+def expect_beyond(engine):
+    """Two devices at once give every method's text; a dead link is told, and what was drafted alone is settled."""
+    assert [(load["sessions"], load["link"]["rtt_ms"]) for load in engine["high_load"]] == [(2, 0), (2, 5)]
+    for load in engine["high_load"]:
+        for name, figure in load["methods"].items():
+            assert figure["identical_to_plain"], name
+            assert figure["cloud_busy_ms_per_token"] > 0
+    modes = engine["dead_link"]["modes"]
+    assert modes["error"]["error"] == "unavailable"
+    for mode in modes.values():
+        assert mode["told_s"] >= mode["offline_after_s"] - 0.5
+        assert mode["identical_to_plain"] in {True, None}
+    assert modes["wait"]["identical_to_plain"]
+    assert modes["wait"]["unverified_tokens"] == 0
+    draft = modes["draft"]
+    assert draft["identical_to_plain"]
+    assert draft["later_verified"] + draft["later_retracted"] == draft["unverified_tokens"]
 
 
 def test_wrong_lists_end_with_a_sentence():

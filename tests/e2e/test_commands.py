@@ -158,7 +158,7 @@ REFUSED = {
     "address that is none": (["cloud", "serve", "--listen", "nowhere"], 2, "HOST:PORT"),
     "model that is none": (["cloud", "serve", "--model", "/nonexistent"], 2, "config.json"),
     "half a key pair": (["cloud", "serve", "--tls-cert", "/nonexistent"], 2, "belong together"),
-    "unreachable cloud": ([*NOWHERE, "--prompt", "x", "--offline-after", "6s"], 1, "127.0.0.1:1"),
+    "unreachable cloud": ([*NOWHERE, "--prompt", "x", "--offline-after", "1s"], 1, "127.0.0.1:1"),
     "answer past its deadline": ([*NOWHERE, "--prompt", "x", "--deadline-s", "1"], 1, "within 1 s"),
     "pack that is none": ([*NOWHERE, "--draft", "/nonexistent", "--prompt", "x"], 1, "/nonexistent"),
     "negative temperature": (["cloud", "generate", "--prompt", "x", "--temperature", "-1"], 2, "temperature"),

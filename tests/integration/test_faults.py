@@ -43,6 +43,8 @@ class CuttingConnector:
     def __init__(self, connector: GrpcConnector, seed: int, cuts: int):
         self._connector, self._random, self.cuts = connector, random.Random(seed), cuts
 
+    where = "a flaky link"
+
     def note(self, peer, *, alive):
         self._connector.note(peer, alive=alive)
 
@@ -237,6 +239,8 @@ def test_session_that_outlives_the_drain_is_told_to_resume_elsewhere_and_does(ti
 
             async def connect(self):
                 return await (first if not self.links else second).connect()
+
+            where = "a flaky link"
 
             def note(self, peer, *, alive):
                 pass

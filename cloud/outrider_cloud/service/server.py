@@ -25,7 +25,7 @@ from outrider_shared.errors import ConfigError, OutriderError, ProtocolError, Un
 from outrider_wire.v1 import verifier_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from outrider_cloud.engine.engine import Engine
@@ -55,6 +55,10 @@ _OPTIONS = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 0),
 )
+
+
+# How long a device that was sent an error has to read it before its stream ends.
+_LEAVE_S = 0.1
 
 
 class Server:
@@ -183,12 +187,15 @@ class Server:
         return grpc.method_handlers_generic_handler(wire.SERVICE, {"Decode": decode, "Describe": describe})
 
     async def _decode(self, requests: AsyncIterator[pb.DecodeRequest | DecodeError], context: Any) -> None:
-        handler = SessionHandler(self._service, _device(context), context.write)
+        handler = SessionHandler(self._service, _device(context), _Writer(context.write))
         if self._draining:
             error: OutriderError | None = UnavailableError("the service is stopping", hint="try another replica")
         else:
             error = await handler.run(_messages(requests))
         if error is not None:
+            # A device that is writing as the status comes is told of that by its transport, not of the reason: let it
+            # read the reason first, and leave by itself.
+            await asyncio.sleep(_LEAVE_S)
             await context.abort(_STATUS.get(error.code, grpc.StatusCode.INTERNAL), str(error))
 
     async def _describe(self, _: pb.DescribeRequest, __: Any) -> pb.DescribeResponse:
@@ -215,6 +222,27 @@ class Server:
                 max_sessions_per_device=config.max_sessions_per_device,
             ),
         )
+
+
+class _Writer:
+    """Writes to one stream, message by message.
+
+    gRPC takes no second message while it writes the first, not even when whoever waited for that was cancelled: an
+    error then waits for the commit before it.
+    """
+
+    def __init__(self, write: Callable[[pb.DecodeResponse], Awaitable[None]]) -> None:
+        self._write = write
+        self._last: asyncio.Future[None] | None = None
+
+    async def __call__(self, message: pb.DecodeResponse) -> None:
+        """Write one message; returns when the transport took it."""
+        if self._last is not None and not self._last.done():
+            await asyncio.wait([self._last])
+        self._last = asyncio.ensure_future(self._write(message))
+        # Who was cancelled does not hear of it.
+        self._last.add_done_callback(lambda last: last.cancelled() or last.exception())
+        await asyncio.shield(self._last)
 
 
 def _waking(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> Callable[[], None]:

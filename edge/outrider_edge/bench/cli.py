@@ -50,6 +50,14 @@ _NOTES = [
 )
 @click.option("--loss", default="0", show_default=True, help="Parts of the segments that stall for a retransmission.")
 @click.option(
+    "--stalls",
+    help="The same in percent, such as 0,1,5,10,100, in place of --loss; 100 tries each offline behaviour on a dead link.",
+)
+@click.option("--sessions", default="", help="Also that many devices at once, on each link; such as 4,16.")
+@click.option(
+    "--row-budget", type=click.IntRange(0), default=0, help="Most rows of a step; by default the cloud's own."
+)
+@click.option(
     "--step-ms", default="real,10,25,50", show_default=True, help="Engines: the model's own step, or paced ones."
 )
 @click.option("--requests", default=BUNDLED, show_default=True, help="JSONL with `messages` per line, or 'bundled'.")
@@ -99,11 +107,12 @@ def link(out: Path | None, plots: Path | None, resume: Path | None, *, as_json: 
     """Ours against plain streaming, co-located and synchronous speculation, over an emulated link."""
     flags |= _QUICK if flags.pop("quick") else {}
     flags |= _MEDIUM if flags.pop("medium") else {}
+    dead = _stalls(flags)
     if plots is not None:
         matplotlib_pyplot()
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory(prefix="outrider-bench-") as folder:
-        engines = _measure(flags, Path(folder), console, Saved(resume, flags))
+        engines = _measure(flags, Path(folder), console, Saved(resume, flags), dead=dead)
     result = {
         "command": bench_command("link"),
         "machine": machine(),
@@ -120,9 +129,22 @@ def link(out: Path | None, plots: Path | None, resume: Path | None, *, as_json: 
     else:
         for engine in engines:
             Console().print(_table(engine))
+            for load in engine.get("high_load", []):
+                Console().print(_load_table(load))
 
 
-def _measure(flags: dict[str, Any], folder: Path, console: Console, saved: Saved) -> list[dict[str, Any]]:
+def _stalls(flags: dict[str, Any]) -> bool:
+    """Take --stalls for --loss; whether a dead link is asked for."""
+    if flags["stalls"] is None:
+        return False
+    percents = _numbers(flags["stalls"])
+    flags["loss"] = ",".join(f"{percent / 100:g}" for percent in percents if percent < 100) or "0"
+    return any(percent >= 100 for percent in percents)
+
+
+def _measure(
+    flags: dict[str, Any], folder: Path, console: Console, saved: Saved, *, dead: bool
+) -> list[dict[str, Any]]:
     columns = (
         TextColumn("{task.completed}/{task.total} answers"),
         BarColumn(),
@@ -131,12 +153,14 @@ def _measure(flags: dict[str, Any], folder: Path, console: Console, saved: Saved
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("answers", total=None)
-        grid = _grid(flags, folder, console, saved, lambda count: progress.advance(bar, count))
+        grid = _grid(flags, folder, console, saved, lambda count: progress.advance(bar, count), dead=dead)
         progress.update(bar, total=grid.answers * len(grid.links) * len(grid.steps_ms))
         return asyncio.run(grid.run())
 
 
-def _grid(flags: dict[str, Any], folder: Path, console: Console, saved: Saved, advance: Callable[[int], None]) -> Grid:
+def _grid(
+    flags: dict[str, Any], folder: Path, console: Console, saved: Saved, advance: Callable[[int], None], *, dead: bool
+) -> Grid:
     return Grid(
         requests=bench_requests(flags),
         links=[
@@ -152,6 +176,9 @@ def _grid(flags: dict[str, Any], folder: Path, console: Console, saved: Saved, a
         candidates=flags["lengths"],
         seed=flags["seed"],
         identity=make_identity(folder) if flags["tls"] else None,
+        sessions=[int(number) for number in _numbers(flags["sessions"])] if flags["sessions"] else [],
+        row_budget=flags["row_budget"],
+        dead=dead,
         folder=folder,
         saved=saved,
         advance=advance,
@@ -196,6 +223,18 @@ def _table(engine: dict[str, Any]) -> Table:
                 "yes" if figure["identical_to_plain"] else "NO",
             )  # fmt: skip
         table.add_section()
+    return table
+
+
+def _load_table(load: dict[str, Any]) -> Table:
+    title = f"{load['sessions']} devices at once, rtt {load['link']['rtt_ms']:g} ms"
+    table = Table("method", "tokens/s in all", "p50", "busy ms", "rows per token", "same text", title=title)
+    for name, figure in load["methods"].items():
+        table.add_row(
+            name, f"{figure['aggregate_tokens_per_s']:.1f}", f"{figure['tokens_per_s_p50']:.1f}",
+            f"{figure['cloud_busy_ms_per_token']:.2f}", f"{figure['cloud_rows_per_token']:.2f}",
+            "yes" if figure["identical_to_plain"] else "NO",
+        )  # fmt: skip
     return table
 
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from outrider_edge.bench import methods
+from outrider_edge.bench.away import away
+from outrider_edge.bench.load import loaded
 from outrider_edge.bench.measure import Contestant, Sample
 from outrider_edge.bench.processes import Identity, Served, cloud_flags, serving
 from outrider_edge.bench.saved import described
@@ -53,6 +55,9 @@ class Grid:
         candidates: Lengths of synchronous speculation measured in each cell.
         seed: Of the emulated links.
         identity: With it, all connections use TLS.
+        sessions: Numbers of devices at once, measured on each link besides the cells.
+        row_budget: Most rows of a step; 0 is the cloud's default.
+        dead: Whether a link that loses everything is tried, too.
         folder: For files of the run.
         saved: Cells that an earlier run measured, and where each is kept as it is done.
         tell: Hears about progress.
@@ -70,6 +75,9 @@ class Grid:
     candidates: int
     seed: int
     identity: Identity | None
+    sessions: Sequence[int]
+    row_budget: int
+    dead: bool
     folder: Path
     saved: Saved
     tell: Callable[[str], None]
@@ -94,25 +102,28 @@ class Grid:
             self.advance(self.answers * len(self.links))
             return self.saved.engine(step_ms, self.links)
         tls = [] if self.identity is None else self.identity.server_flags
-        flags = [*cloud_flags(self.model, self.threads, step_ms), *tls]
+        rows = ["--row-budget", str(self.row_budget)] if self.row_budget else []
+        flags = [*cloud_flags(self.model, self.threads, step_ms), *rows, *tls]
         async with contextlib.AsyncExitStack() as stack:
             cloud = await stack.enter_async_context(serving("outrider_cloud.cli", *flags))
             drafting = cloud
             if self.cloud_draft != NONE:
-                more = ["--draft", self.cloud_draft]
-                drafting = await stack.enter_async_context(serving("outrider_cloud.cli", *flags, *more))
+                flags += ["--draft", self.cloud_draft]
+                drafting = await stack.enter_async_context(serving("outrider_cloud.cli", *flags))
             bench = _Engine(self, cloud, drafting, stack)
             await bench.tune()
             await bench.connect()
             for profile in missing:
                 self.saved.keep(step_ms, profile, await bench.cell(profile))
             self.advance(self.answers * (len(self.links) - len(missing)))
+            more = await bench.beyond()
         described = {
             "engine": f"paced, {step_ms:g} ms a step" if step_ms else "own step of the model",
             "step_ms": step_ms or None,
             "step_ms_of_plain_streaming": bench.step_s * 1e3,
             "colocated_method": bench.colocated.name,
             "tuning": bench.tuning,
+            **more,
         }
         self.saved.keep_engine(step_ms, described)
         return self.saved.engine(step_ms, self.links)
@@ -211,6 +222,42 @@ class _Engine:
         told = ", ".join(f"{n} {figures[n]['tokens_per_s']:.1f}" for n in figures if not n.startswith("chain"))
         grid.tell(f"rtt {profile.rtt_s * 1e3:g} ms: tokens/s {told} ({best})")
         return result
+
+    async def beyond(self) -> dict[str, Any]:
+        """What is asked for besides the cells: many devices at once, a link that is dead."""
+        grid, found = self._grid, dict[str, Any]()
+        if grid.sessions:
+            found["high_load"] = [
+                await self._load(profile, sessions) for profile in grid.links for sessions in grid.sessions
+            ]
+        if grid.dead:
+            profile = replace(grid.links[0], loss=0.0)
+            found["dead_link"] = {"rtt_ms": profile.rtt_s * 1e3, "modes": await self._away(profile)}
+        return found
+
+    async def _load(self, profile: LinkProfile, sessions: int) -> dict[str, Any]:
+        for link in self._links:
+            await link.set(profile)
+        names = ["plain", "colocated", *(how.name for how in self._grid.ours())]
+        figures = await loaded({name: self._contestants[name] for name in names}, self._grid.requests, sessions)
+        told = ", ".join(f"{n} {f['cloud_busy_ms_per_token']:.2f}" for n, f in figures.items())
+        self._grid.tell(f"{sessions} devices, rtt {profile.rtt_s * 1e3:g} ms: busy ms per token {told}")
+        return {"sessions": sessions, "link": described(profile), "methods": figures}
+
+    async def _away(self, profile: LinkProfile) -> dict[str, Any]:
+        grid, link = self._grid, self._links[0]
+        tls = None if grid.identity is None else grid.identity.client
+        await link.set(profile)
+        # Long enough to be in the middle of.
+        request = replace(grid.requests[0], ignore_eos=True)
+        expected = (await self._contestants["plain"].answer(request)).token_ids
+        modes = await away(
+            lambda offline: Device.open(link.address, grid.draft, tls=tls, offline=offline, deadline_s=_DEADLINE_S),
+            link, profile, request, expected,
+        )  # fmt: skip
+        told = ", ".join(f"{name} after {mode['told_s']:.2f} s" for name, mode in modes.items() if mode["told_s"])
+        grid.tell(f"a dead link is told: {told}")
+        return modes
 
     def _ranked(self, rtt_s: float) -> list[str]:
         """Lengths of synchronous speculation, by the time that they should take at a round-trip time."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from outrider_edge.bench.methods import Method
     from outrider_edge.bench.processes import Served
     from outrider_edge.device import Device
+    from outrider_edge.report import AnswerReport
     from outrider_shared.emulator.control import LinkProcess
 
 
@@ -86,8 +87,7 @@ class Contestant:
         """Generate one answer and tell what it took."""
         before, cpu_s = await self._bytes(), self._cloud.cpu_s()
         watch = Stopwatch()
-        asked = dataclasses.replace(request, pace=self.how.pace, cloud_drafts=self.how.cloud_drafts)
-        report = await self._device.answer(asked, watch, plain=not self.how.drafts or self._relay_log is not None)
+        report = await self.report(request, watch)
         after, cpu_end_s = await self._bytes(), self._cloud.cpu_s()
         finished = report.finished
         totals = self._relayed() if self._relay_log is not None else _totals(finished)
@@ -107,6 +107,17 @@ class Contestant:
             draft_s=totals["draft_s"],
             cloud_cpu_s=None if cpu_s is None or cpu_end_s is None else cpu_end_s - cpu_s,
         )
+
+    async def report(self, request: GenerateRequest, watch: Stopwatch | None = None) -> AnswerReport:
+        """Generate one answer; several may be on their way at once."""
+        asked = dataclasses.replace(request, pace=self.how.pace, cloud_drafts=self.how.cloud_drafts)
+        return await self._device.answer(asked, watch, plain=not self.how.drafts or self._relay_log is not None)
+
+    def relayed_s(self) -> float:
+        """Seconds that a drafter beside the target has drafted so far; 0 where there is none."""
+        if self._relay_log is None or not self._relay_log.exists():
+            return 0.0
+        return sum(float(json.loads(line)["draft_s"]) for line in self._relay_log.read_text().splitlines())
 
     async def _bytes(self) -> tuple[int, int]:
         if self._link is None:

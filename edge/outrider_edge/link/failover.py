@@ -74,6 +74,11 @@ class FailoverConnector:
         self._stack = contextlib.AsyncExitStack()
 
     @property
+    def where(self) -> str:
+        """See `Connector`."""
+        return ", ".join(self._connectors)
+
+    @property
     def current(self) -> str:
         """The address that new streams go to."""
         return self._current

@@ -144,6 +144,11 @@ class GrpcConnector:
         assert self._channel is not None, "a connector is entered before it is used"
         return self._channel
 
+    @property
+    def where(self) -> str:
+        """See `Connector`."""
+        return self._target
+
     def note(self, peer: str, *, alive: bool) -> None:
         """After a stream that broke, the next one gets a connection of its own; see `Connector`.
 

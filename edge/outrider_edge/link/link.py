@@ -31,6 +31,10 @@ class Link(Protocol):
 class Connector(Protocol):
     """Opens links."""
 
+    @property
+    def where(self) -> str:
+        """Address or addresses that it tries, as people read them."""
+
     async def connect(self) -> Link:
         """A fresh stream.
 

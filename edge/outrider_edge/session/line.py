@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from outrider_shared.errors import ConfigError, OutriderError, SessionExistsError, UnavailableError
-from outrider_shared.wire import FRAME_BYTES
+from outrider_shared.wire import FRAME_BYTES, error_from_wire
 from outrider_wire.v1 import verifier_pb2 as pb
 
 if TYPE_CHECKING:
@@ -113,6 +113,11 @@ class Line:
             return None
         return self._task.exception()
 
+    @property
+    def where(self) -> str:
+        """Where the cloud is looked for."""
+        return self._connector.where
+
     def start(self) -> None:
         """Begin to connect."""
         self.heard_at = asyncio.get_running_loop().time()
@@ -138,11 +143,16 @@ class Line:
         except TimeoutError:
             return
 
-    async def stop(self, last: pb.DecodeRequest | None = None) -> None:
-        """End in order, after a last message: the cloud would keep the session of a cut stream for its return."""
+    async def stop(self, last: pb.DecodeRequest | None = None, *, wait: bool = True) -> None:
+        """End in order, after a last message: the cloud would keep the session of a cut stream for its return.
+
+        Args:
+            last: What is said at the end.
+            wait: Give the cloud a moment to take leave; one that is away does not come back for that.
+        """
         self._closing = True
         receiver = self._receiver
-        if receiver is not None and not receiver.done():
+        if wait and receiver is not None and not receiver.done():
             if last is not None:
                 self.send(last)
             self._outbox.put_nowait(None)
@@ -200,11 +210,13 @@ class Line:
             if self._padded is None:
                 self._totals.downlink_bytes += message.ByteSize() + FRAME_BYTES
             kind = message.WhichOneof("body")
-            if kind != "error":
-                self.heard_at = clock()
-                if first:
-                    self._connector.note(link.peer, alive=True)
-                    first = False
+            if kind == "error":
+                # The status of the transport says less, and comes later.
+                raise error_from_wire(message.error)
+            self.heard_at = clock()
+            if first:
+                self._connector.note(link.peer, alive=True)
+                first = False
             if kind == "pong":
                 sent = self._pinged_at.pop(message.pong.number, None)
                 if sent is not None:

@@ -31,7 +31,6 @@ from outrider_shared.ids import new_session_id
 from outrider_shared.wire import (
     FRAME_BYTES,
     draft_to_wire,
-    error_from_wire,
 )
 from outrider_wire.v1 import verifier_pb2 as pb
 
@@ -130,7 +129,8 @@ class SessionLoop:
                     await self._act(action)
         finally:
             # A caller that lost interest before the end has the session cancelled.
-            await line.stop(pb.DecodeRequest(cancel=pb.Cancel()) if state.finish is None else None)
+            last = pb.DecodeRequest(cancel=pb.Cancel()) if state.finish is None else None
+            await line.stop(last, wait=not self._away)
 
     # ---- acting -------------------------------------------------------------------------------------------------
 
@@ -202,9 +202,6 @@ class SessionLoop:
         if isinstance(item, Broken):
             return self._broken(item)
         kind = item.WhichOneof("body")
-        if kind == "error":
-            # The line hears that the stream ended, but not why.
-            return self._broken(Broken(error_from_wire(item.error), 0.0), told=True)
         if kind == "opened":
             self._state.open(item.opened)
             self._state.totals.prompt_reused = 0 if self._prefix is None else self._prefix.length
@@ -230,7 +227,7 @@ class SessionLoop:
         state.hang(self._alone.tokens, self._alone.guesses)
         return events
 
-    def _broken(self, item: Broken, *, told: bool = False) -> list[SessionEvent]:
+    def _broken(self, item: Broken) -> list[SessionEvent]:
         error, state = item.error, self._state
         if isinstance(error, SessionExistsError):
             # Our lease was lost with the first answer, or the old stream still lives: start under a fresh name.
@@ -238,8 +235,6 @@ class SessionLoop:
         elif not error.retryable:
             raise error
         self._last_error = error
-        if told:
-            return []
         self._connected = False
         state.reset()
         stuck_s = self._now() - self._progress_at
@@ -268,12 +263,12 @@ class SessionLoop:
         if self._away:
             self._settle_alone()
             return []
-        reason = f"nothing was heard of the cloud for {silent_s:.1f} s"
+        reason = f"nothing was heard of the cloud at {self._line.where} for {silent_s:.1f} s"
         if self._last_error is not None:
             reason += f"; last: {self._last_error.message}"
+        self._away = True
         if policy.mode is OfflineMode.ERROR or (policy.mode is OfflineMode.DRAFT and self._drafter is None):
             raise UnavailableError(reason, hint="is the cloud running, do address and TLS flags fit?")
-        self._away = True
         events: list[SessionEvent] = [Offline(reason, silent_s)]
         if policy.mode is OfflineMode.DRAFT:
             self._alone.begin(len(self._state.committed))

@@ -54,7 +54,7 @@ class Side(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Hand bytes to the peer; b"" is the end."""
-        if self.transport is None:
+        if self.transport is None or self.transport.is_closing():
             return
         if data:
             self.transport.write(data)

@@ -61,6 +61,8 @@ class Network:
         self.up, self.down = _Direction(self, up=True), _Direction(self, up=False)
         self.links: list[VirtualLink] = []
 
+    where = "virtual"
+
     def note(self, peer, *, alive) -> None:
         """Nothing is remembered."""
 

@@ -19,6 +19,8 @@ class Cloud:
         self.peer, self.delay_s, self.up = peer, delay_s, True
         self.asked: list[float] = []
 
+    where = "scripted"
+
     def note(self, peer, *, alive):
         pass
 
