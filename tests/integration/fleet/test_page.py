@@ -187,6 +187,7 @@ def test_a_stopped_roll_out_says_why_and_goes_back_by_keyboard(enter, fleet):
     assert page.locator(".stages li").first.get_attribute("class") == "failed"
     gate = page.locator("[aria-label='Gate: acceptance']")
     assert "broken" in gate.inner_text()
+    assert "0 of 2 in this stage" in page.locator("[aria-label='Gates: failures and silence']").inner_text()
     assert page.locator(".timeline").inner_text().count("gate acceptance") == 1
     page.locator("[data-key='do-Roll back']").focus()
     page.keyboard.press("Enter")
@@ -258,7 +259,9 @@ def evil(fleet):
     fleet.until("/devices?search=evil-1", lambda told: told["total"] == 1 and told["devices"][0]["system"])
     fleet.service.send("PUT", f"/groups/{IMG}", {"members": ["evil-1"]})
     ann = fleet.as_("ann")
-    ann.send("POST", "/rollouts", {"name": IMG, "target": GOOD, "group": IMG, "attempts": 1, **QUICK})
+    ann.send(
+        "POST", "/rollouts", {"name": IMG, "target": GOOD, "group": IMG, "attempts": 1, "on_breach": "pause", **QUICK}
+    )
     ann.send("POST", f"/rollouts/{IMG}/submit", None)
     fleet.until(f"/rollouts/{IMG}", lambda row: "dispatched" in row["counts"])
     fleet.say("evil-1", *hostile(SCRIPT[:90], IMG))

@@ -66,6 +66,19 @@ def test_a_draft_that_is_accepted_less_stops_at_the_canary_and_goes_back(fleet):
     assert states(fleet)["reverted"] == 4
 
 
+def test_a_first_stage_of_one_device_that_fails_is_no_success(fleet):
+    async def run():
+        await fleet.births()
+        for device in fleet.devices.values():
+            device.fate = "fail"
+        start(fleet, spec(stages=(Stage(5, soak_s=0), Stage(100, soak_s=0))))
+        return await fleet.until("rolled_back")
+
+    row = asyncio.run(run())
+    assert (row.gate, row.stage) == ("failed", 0)
+    assert "1 of 1 devices failed" in row.reason
+
+
 def test_on_breach_pause_leaves_the_canary_and_waits_for_a_person(fleet):
     async def run():
         await fleet.births()

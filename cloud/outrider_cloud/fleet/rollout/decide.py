@@ -93,7 +93,8 @@ def decide(now: float, spec: Spec, view: View, evidence: Evidence | None) -> Rou
 
 
 def _running(now: float, spec: Spec, view: View, evidence: Evidence | None) -> Round:
-    breach = broken(spec.gates, view.counts, evidence)
+    open_ = view.expired or view.retryable or view.waiting or any(view.counts.get(state) for state in IN_PROGRESS)
+    breach = broken(spec.gates, view.counts, evidence, whole=not open_)
     if breach is not None:
         after = RolloutState.ROLLING_BACK if spec.on_breach is OnBreach.ROLLBACK else RolloutState.PAUSED
         return Round(time_out=view.expired, stage_state=StageState.FAILED, state=after, breach=breach)

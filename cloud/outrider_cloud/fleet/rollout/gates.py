@@ -23,16 +23,18 @@ class Breach:
     reason: str
 
 
-def broken(gates: Gates, counts: Mapping[MemberState, int], evidence: Evidence | None) -> Breach | None:
-    """The first broken gate of a stage with these devices, or None."""
-    return _failed(gates, counts) or (_metrics(gates, evidence) if evidence is not None else None)
+def broken(
+    gates: Gates, counts: Mapping[MemberState, int], evidence: Evidence | None, *, whole: bool = False
+) -> Breach | None:
+    """The first broken gate of a stage with these devices, or None; `whole` says that all of them have ended."""
+    return _failed(gates, counts, whole=whole) or (_metrics(gates, evidence) if evidence is not None else None)
 
 
-def _failed(gates: Gates, counts: Mapping[MemberState, int]) -> Breach | None:
+def _failed(gates: Gates, counts: Mapping[MemberState, int], *, whole: bool) -> Breach | None:
     bad = counts.get(MemberState.FAILED, 0) + counts.get(MemberState.REJECTED, 0)
     silent = counts.get(MemberState.TIMED_OUT, 0)
     ended = bad + silent + counts.get(MemberState.COMMITTED, 0)
-    if ended < gates.min_executed or not ended:
+    if not ended or (ended < gates.min_executed and not whole):
         return None
     if bad / ended > gates.max_failed:
         return Breach("failed", f"{bad} of {ended} devices failed or went back, more than {gates.max_failed:.0%}")

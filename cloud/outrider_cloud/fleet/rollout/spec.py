@@ -42,7 +42,8 @@ class Gates:
     """When a stage is bad. Shares are of devices that were told to update in this stage.
 
     Attributes:
-        min_executed: Devices that must have ended one way or the other before the next two gates speak.
+        min_executed: Devices that must have ended one way or the other before the next two gates speak; a stage of
+            fewer devices is judged when all of them have.
         max_failed: Share that failed or went back by itself.
         max_silent: Share that timed out.
         acceptance, latency: Whether canary is tested against control on these.

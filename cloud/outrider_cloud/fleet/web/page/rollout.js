@@ -70,6 +70,15 @@ function gate(name, test, on) {
     facts([["Pairs of windows", count(test.pairs)], ["Mean loss", share(test.mean_loss)], ["Tolerated", share(test.margin)], ["p-value", test.p_value.toPrecision(2)]])));
 }
 
+// As `rollout/gates.py` counts them: of the devices of this stage that ended one way or the other.
+function losses(row, gates) {
+  const of = (name) => row.stages[row.stage].counts[name] || 0, failed = of("failed") + of("rejected"), silent = of("timed_out");
+  const ended = failed + silent + of("committed"), line = (name, lost, most) => el("div", { class: "stack" },
+    el("p", { class: "row" }, el("span", {}, name), el("span", { class: "soft n" }, `${count(lost)} of ${count(ended)} in this stage; more than ${share(most)} stop it`)),
+    meter(ended ? lost / ended / most : 0, `${name}: ${lost} of ${ended}`, ended > 0 && lost / ended > most));
+  return card("Gates: failures and silence", el("div", { class: "stack" }, line("Failed or went back", failed, gates.max_failed), line("Silent", silent, gates.max_silent)));
+}
+
 export function oneRollout(id, app) {
   const node = el("div", { class: "stack" });
   return { node, async refresh() {
@@ -82,9 +91,9 @@ export function oneRollout(id, app) {
         el("p", { class: "soft" }, `${row.spec.target} · by ${row.author} · ${when(row.created)}${waits(row) ? ` · waits for ${waits(row)}` : ""}`),
         el("ol", { class: "stages" }, row.stages.map((part, index) => stage(row, part, index))))),
       el("div", { class: "cards" },
-        gate("acceptance", evidence.acceptance, gates.acceptance !== false), gate("latency", evidence.latency, gates.latency !== false),
-        card("What happened", el("ol", { class: "timeline" }, row.events.map((e) => el("li", {}, el("time", { title: when(e.at) }, clock(e.at)), e.what)))),
-        card("Troubled devices", table(["Device", "State", "What"], row.troubled.map((t) => [device(t.device), tag(t.state), [t.code, t.message].filter(Boolean).join(": ")]), "None."))));
+        gate("acceptance", evidence.acceptance, gates.acceptance !== false), gate("latency", evidence.latency, gates.latency !== false), losses(row, gates),
+        card("Troubled devices", table(["Device", "State", "What"], row.troubled.map((t) => [device(t.device), tag(t.state), [t.code, t.message].filter(Boolean).join(": ")]), "None."))),
+      card("What happened", el("ol", { class: "timeline" }, row.events.map((e) => el("li", {}, el("time", { title: when(e.at) }, clock(e.at)), e.what)))));
   } };
 }
 
