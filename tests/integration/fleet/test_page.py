@@ -5,7 +5,9 @@ Screenshots are kept under build/screenshots as fleet-*.png.
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 
 import pytest
 
@@ -286,6 +288,18 @@ def test_names_and_messages_are_shown_as_text_and_never_run(enter, fleet, evil):
     page.locator("#confirm-text", has_text=IMG).wait_for()
     assert page.evaluate(RAN) == [0, 0, None]
     fleet.service.send("POST", f"/rollouts/{IMG}/abort", None)
+
+
+def test_a_service_that_falls_silent_is_said_to_be_away_until_it_is_back(enter, fleet):
+    """Nothing ends the connection, as when a laptop changes its network: silence itself is noticed."""
+    page = enter()
+    os.kill(fleet.service.pid, signal.SIGSTOP)
+    try:
+        page.locator("#live.down", has_text="not connected").wait_for()
+    finally:
+        os.kill(fleet.service.pid, signal.SIGCONT)
+    page.locator("#live.up").wait_for()
+    changes(page, figure("Cloud steps saved"))
 
 
 @pytest.mark.parametrize("place", ["devices/%E0%A4%A", "rollouts/%", "%zz", "nowhere", "devices/a/b/c", "audit/%00"])

@@ -3,7 +3,7 @@ import { el } from "./parts.js";
 import { route } from "./views.js";
 
 const $ = (id) => document.getElementById(id);
-const KEY = "outrider-fleet-token";
+const KEY = "outrider-fleet-token", SILENCE_MS = 12000, ANSWER_MS = 30000;
 const session = { me: null, overview: null };
 let view = null, stream = null;
 
@@ -24,20 +24,20 @@ function complain(error) {
 async function ask(path, { method = "GET", body, signal, raw } = {}) {
   const headers = { authorization: `Bearer ${sessionStorage.getItem(KEY) || ""}` };
   if (body !== undefined) headers["content-type"] = "application/json";
-  const answer = await fetch(path, { method, headers, signal, body: body === undefined ? undefined : JSON.stringify(body) });
+  const answer = await fetch(path, { method, headers, signal: signal || AbortSignal.timeout(ANSWER_MS), body: body === undefined ? undefined : JSON.stringify(body) });
   if (answer.ok) return raw ? answer : answer.json();
-  const told = (await answer.json().catch(() => ({}))).error || { message: `HTTP ${answer.status}` };
-  if (answer.status === 401) signOut(sessionStorage.getItem(KEY) ? told : null);
-  throw Object.assign(new Error(told.message), { hint: told.hint, status: answer.status });
+  const why = (await answer.json().catch(() => ({}))).error || { message: `HTTP ${answer.status}` };
+  if (answer.status === 401) signOut(sessionStorage.getItem(KEY) ? why : null);
+  throw Object.assign(new Error(why.message), { hint: why.hint, status: answer.status });
 }
 
 async function act(path, body, question) {
   if (question && !(await confirmed(question))) return null;
   try {
-    const told = await ask(path, { method: "POST", body });
+    const done = await ask(path, { method: "POST", body });
     complain(null);
     await refresh();
-    return told;
+    return done;
   } catch (error) {
     complain(error);
     return null;
@@ -55,10 +55,13 @@ function signOut(error) {
   sessionStorage.removeItem(KEY);
   session.me = session.overview = null;
   view = null;
-  if (stream) stream.abort();
+  if (stream) {
+    stream.over = true;
+    stream.attempt.abort();
+  }
   stream = null;
   $("nav").hidden = $("out").hidden = true;
-  $("live").textContent = "";
+  told("", "");
   complain(error);
   const token = el("input", { id: "token", type: "password", autocomplete: "off", required: true });
   $("view").replaceChildren(el("form", { class: "card stack sign", onsubmit: (event) => {
@@ -124,7 +127,10 @@ async function drawn(mine) {
   const held = document.activeElement && document.activeElement.dataset.key;
   try {
     await mine.refresh();
+    if (mine.failed && mine === view) complain(null);
+    mine.failed = false;
   } catch (error) {
+    mine.failed = true;
     if (mine === view && error.status !== 401) complain(error);
   }
   if (held && document.activeElement === document.body) {
@@ -133,30 +139,41 @@ async function drawn(mine) {
   }
 }
 
+// The stream of changes, begun anew whenever it ends or falls silent; the service speaks at least every five seconds.
 async function watch() {
-  const mine = new AbortController();
+  const mine = { over: false, attempt: null };
   stream = mine;
-  while (!mine.signal.aborted) {
-    try {
-      const answer = await ask("/api/live", { signal: mine.signal, raw: true });
-      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-      $("live").textContent = "live";
-      $("live").className = "pill up";
-      for (let text = ""; ;) {
-        const { value, done } = await reader.read();
-        if (done) break;
-        const lines = (text + value).split("\n\n");
-        text = lines.pop();
-        if (!lines.length) continue;
-        session.overview = JSON.parse(lines.at(-1).replace(/^data: /, ""));
-        if (!document.hidden) await Promise.all([refresh(), pause(1000)]);
-      }
-    } catch { /* told below, and tried again */ }
-    if (mine.signal.aborted) return;
-    $("live").textContent = "not connected";
-    $("live").className = "pill down";
+  while (!mine.over) {
+    mine.attempt = new AbortController();
+    try { await follow(mine); } catch { /* told below, and tried again */ }
+    if (mine.over) return;
+    told("not connected", "down");
     await pause(2000);
   }
+}
+
+async function follow(mine) {
+  const within = async (asked) => {
+    const late = setTimeout(() => mine.attempt.abort(), SILENCE_MS);
+    try { return await asked; } finally { clearTimeout(late); }
+  };
+  const answer = await within(ask("/api/live", { signal: mine.attempt.signal, raw: true }));
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  for (let text = ""; ;) {
+    const { value, done } = await within(reader.read());
+    if (done) return;
+    const lines = (text + value).split("\n\n");
+    text = lines.pop();
+    if (!lines.length) continue;
+    session.overview = JSON.parse(lines.at(-1).replace(/^data: /, ""));
+    told("live", "up");
+    if (!document.hidden) await Promise.all([within(refresh()), pause(1000)]);
+  }
+}
+
+function told(words, look) {
+  $("live").textContent = words;
+  $("live").className = `pill ${look}`;
 }
 
 const pause = (ms) => new Promise((done) => { setTimeout(done, ms); });
