@@ -80,6 +80,11 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--max-sessions-per-device", type=click.IntRange(1), default=256, show_default=True)
 @click.option("--hold-ms", type=click.FloatRange(0), default=250.0, show_default=True, help="Longest wait for drafts.")
 @click.option("--lease-s", type=click.FloatRange(0), default=30.0, show_default=True, help="KV of a broken stream.")
+@click.option(
+    "--share-prefixes",
+    is_flag=True,
+    help="Devices share the KV of equal prompts: for devices of one owner, since who guesses a prompt sees that another used it.",
+)
 @click.option("--drain-s", type=click.FloatRange(0), default=20.0, show_default=True, help="Time to finish on SIGTERM.")
 @click.option(
     "--draft",
@@ -132,6 +137,7 @@ def serve(ready_file: Path | None, **flags: Any) -> None:
         tls=_tls(flags["tls_cert"], flags["tls_key"], flags["tls_client_ca"]),
         insecure=flags["insecure"],
         max_sessions_per_device=flags["max_sessions_per_device"],
+        share_prefixes=flags["share_prefixes"],
         drain_s=flags["drain_s"],
         replay=_replay(flags),
     )

@@ -77,7 +77,7 @@ class BlockPool:
                 self._free.move_to_end(block, last=block in self._hash_of)
 
     def chain(self, parent: bytes, tokens: Sequence[int]) -> bytes:
-        """Hash of a full block, given the hash of everything before it (empty for the first)."""
+        """Hash of a full block, given the hash of everything before it (the scope for the first)."""
         data = parent + b"".join(token.to_bytes(4, "little") for token in tokens)
         return hashlib.blake2b(data, digest_size=16, key=self._key).digest()
 
@@ -87,13 +87,17 @@ class BlockPool:
             self._block_of[digest] = block
             self._hash_of[block] = digest
 
-    def match(self, tokens: Sequence[int]) -> tuple[list[int], list[bytes]]:
+    def match(self, tokens: Sequence[int], scope: bytes = b"") -> tuple[list[int], list[bytes]]:
         """Take a reference on the longest run of sealed blocks that hold a prefix of `tokens`.
+
+        Args:
+            tokens: The log.
+            scope: What the chain of hashes begins with; blocks of other scopes are not found.
 
         Returns:
             The blocks and their hashes, in order.
         """
-        blocks, digests, parent = [], [], b""
+        blocks, digests, parent = [], [], scope
         for start in range(0, len(tokens) - self.block_size + 1, self.block_size):
             parent = self.chain(parent, tokens[start : start + self.block_size])
             block = self._block_of.get(parent)

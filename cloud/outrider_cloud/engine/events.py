@@ -62,6 +62,7 @@ class Request:
         min_tokens: End tokens and `stop` are not chosen before this many tokens are generated.
         own_drafts: Whether the cloud may draft for the session; without, and without drafts, it decodes plainly.
         report_refused: Tell with each commit where the edge's drafts were refused.
+        scope: Sessions of the same 16 bytes share KV of equal prefixes; none is a scope, too.
     """
 
     session_id: SessionId
@@ -78,6 +79,7 @@ class Request:
     matcher: Matcher | None = None
     own_drafts: bool = True
     report_refused: bool = False
+    scope: bytes = b""
 
 
 @dataclass(slots=True)

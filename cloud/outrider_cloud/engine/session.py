@@ -241,7 +241,7 @@ class Session:
 
     def adopt_prefix(self, pool: BlockPool) -> None:
         """Start from what the prefix cache holds; the last token is computed anew, since its logits are needed."""
-        blocks, digests = pool.match(self.log[:-1])
+        blocks, digests = pool.match(self.log[:-1], self.request.scope)
         self.adopt(blocks, pool.block_size)
         self.digests = digests
         self.computed = len(blocks) * pool.block_size
@@ -251,7 +251,7 @@ class Session:
         size = pool.block_size
         while (len(self.digests) + 1) * size <= self.computed:
             index = len(self.digests)
-            parent = self.digests[-1] if self.digests else b""
+            parent = self.digests[-1] if self.digests else self.request.scope
             self.digests.append(pool.chain(parent, self.log[index * size : (index + 1) * size]))
             pool.seal(self.blocks[index], self.digests[-1])
 

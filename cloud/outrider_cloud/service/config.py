@@ -50,6 +50,8 @@ class ServiceConfig:
         stall_timeout_s: How long a device may leave our messages unread before its stream is cut (and its KV leased).
         grammar_timeout_s: Most time that an answer's grammar may take to compile.
         remembered_tokens: Tokens of earlier logs that are kept so that devices need not send them again; 0 keeps none.
+        share_prefixes: Devices share the KV of equal prompts. Whoever guesses a prompt, block by block, can then see by
+            `Opened.cached_tokens` and by time that another device used it lately; for devices of one owner.
         drain_s: How long a stopping service lets sessions finish before it asks them to go on elsewhere.
         replay: Where refused drafts of devices that agreed are kept; None keeps none.
     """
@@ -64,6 +66,7 @@ class ServiceConfig:
     stall_timeout_s: float = 20.0
     grammar_timeout_s: float = 5.0
     remembered_tokens: int = 1 << 22
+    share_prefixes: bool = False
     drain_s: float = 20.0
     replay: ReplayConfig | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import hashlib
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -150,7 +151,8 @@ class SessionHandler:
 
     async def _serve(self, message: pb.Open, requests: AsyncIterator[pb.DecodeRequest]) -> None:
         message, prefix, early = await self._whole(message, requests)
-        request = self._recorded(read_open(message, self._service.model, prefix))
+        request = read_open(message, self._service.model, prefix)
+        request = self._recorded(dataclasses.replace(request, scope=self._scope()))
         stream = Stream(request.session_id, self._device, request, self._end)
         resumable = self._service.directory.enter(stream, message.lease)
         outcome = "broken"
@@ -164,6 +166,12 @@ class SessionHandler:
             raise
         finally:
             self._leave(stream, outcome)
+
+    def _scope(self) -> bytes:
+        """Whose KV the session may share: its own device's, unless all are one owner's."""
+        if self._service.config.share_prefixes:
+            return b""
+        return hashlib.blake2b(self._device.encode(), digest_size=16).digest()
 
     def _recorded(self, request: Request) -> Request:
         """Begin to record if the device agreed and this service keeps records; else the engine need not tell."""
