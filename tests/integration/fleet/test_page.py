@@ -114,7 +114,7 @@ def test_the_glance_shows_the_fleet_and_follows_it(enter, fleet):
     told = fleet.service.ask("/overview")
     page.locator(".version", has_text="bundled").first.wait_for()
     assert f"/ {told['devices']}" in page.evaluate(figure("Online"))
-    assert re.fullmatch(r"\d\d\.\d %", page.evaluate(figure("Acceptance")))
+    assert re.fullmatch(r"\d\d\.\d\s%", page.evaluate(figure("Acceptance")))
     before, after = (int(value.replace(",", "")) for value in changes(page, figure("Cloud steps saved")))
     assert 0 < before < after
     assert page.locator(".plot .saved").count() > 0

@@ -159,7 +159,7 @@ def abort(connection: Connection, name: str, actor: str) -> None:
 def roll_back(connection: Connection, name: str, actor: str, why: str = "asked for") -> None:
     """Send every device that got the draft back to the one before."""
     row = load(connection, name)
-    _move(connection, row, RolloutState.ROLLING_BACK, actor, f"rolling back: {why}")
+    _move(connection, row, RolloutState.ROLLING_BACK, actor, why)
     got = (members.c.rollout == name) & members.c.state.in_(GOT_THE_DRAFT)
     _back(connection, row, got)
 
@@ -378,7 +378,8 @@ def save_evidence(connection: Connection, name: str, evidence: Evidence) -> None
 def _move(connection: Connection, row: Row[Any], then: RolloutState, actor: str, why: str) -> None:
     check_follows(RolloutState(row.state), then)
     _set(connection, row.id, state=then.value)
-    _tell(connection, row.id, f"{then}{f': {why}' if why else ''}", actor, f"rollout.{then.value}")
+    what = then.value.replace("_", " ")
+    _tell(connection, row.id, f"{what}: {why}" if why else what, actor, f"rollout.{then.value}")
     webhooks.tell(connection, f"rollout.{then.value}", {"rollout": row.id, "by": actor, "why": why})
 
 

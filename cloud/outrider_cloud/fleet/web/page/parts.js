@@ -44,7 +44,7 @@ function become(old, made) {
 }
 
 export const card = (title, ...children) => el("section", { class: "card", "aria-label": title }, el("h3", {}, title), ...children);
-export const share = (value) => (value == null ? "–" : `${(100 * value).toFixed(1)} %`);
+export const share = (value) => (value == null ? "–" : `${(100 * value).toFixed(1)}\u00a0%`);
 export const count = (value) => (value == null ? "–" : Math.round(value).toLocaleString("en"));
 export const number = (value, digits, unit = "") => (value == null ? "–" : `${value.toFixed(digits)}${unit}`);
 export const when = (seconds) => (seconds ? new Date(seconds * 1000).toLocaleString("sv") : "–");
