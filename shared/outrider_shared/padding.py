@@ -46,7 +46,7 @@ class Padding:
         round_s: Streams last a multiple of it.
     """
 
-    block_bytes: int = 256
+    block_bytes: int = 128
     interval_s: float = 0.02
     round_s: float = 2.0
 

@@ -18,7 +18,7 @@ def bench(*flags: str, module: str = "outrider_edge.bench.cli") -> subprocess.Co
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240, check=False)
 
 
-BEYOND = ["--sessions", "2", "--row-budget", "16", "--stalls", "0,100"]
+BEYOND = ["--sessions", "2", "--row-budget", "48", "--stalls", "0,100"]
 
 
 @pytest.mark.parametrize("more", [BEYOND, ["--tls"]], ids=["plaintext", "tls"])

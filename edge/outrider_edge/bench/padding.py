@@ -63,7 +63,7 @@ class PaddedAnswer:
 @click.command()
 @click.option(
     "--settings",
-    default="off,256/20ms,256/40ms,512/10ms",
+    default="off,128/20ms,128/40ms,128/10ms",
     show_default=True,
     help="Values of --padding; the first is what the others are compared with.",
 )

@@ -1,15 +1,18 @@
-"""A plot per metric, one panel per engine, round-trip time across. Needs matplotlib, which nothing else does."""
+"""`outrider bench plots`: a plot per metric, one panel per engine, round-trip time across; needs matplotlib."""
 
 from __future__ import annotations
 
 import importlib
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import click
 
 from outrider_shared.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 METRICS = {
     "tokens_per_s": "tokens/s",
@@ -37,7 +40,23 @@ def matplotlib_pyplot() -> Any:
         importlib.import_module("matplotlib").use("Agg")
         return importlib.import_module("matplotlib.pyplot")
     except ModuleNotFoundError:
-        raise ConfigError("--plots needs matplotlib, which is not installed", hint="pip install matplotlib") from None
+        raise ConfigError(
+            "plots need matplotlib, which is not installed", hint="pip install 'outrider[bench]'"
+        ) from None
+
+
+@click.command()
+@click.argument("result", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--out", type=click.Path(path_type=Path), default="plots", show_default=True, help="Folder of the plots.")
+def plots(result: Path, out: Path) -> None:
+    """Draw a plot per metric of RESULT, a JSON file that `outrider bench link --out` wrote."""
+    try:
+        engines = json.loads(result.read_text(encoding="utf-8"))["engines"]
+        files = draw(engines, out)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ConfigError(f"{result} is no result of `outrider bench link`: {error!r}") from error
+    for file in files:
+        click.echo(str(file))
 
 
 def draw(engines: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
@@ -46,6 +65,9 @@ def draw(engines: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for metric, title in METRICS.items():
+        if any(metric not in figure for engine in engines for figure in engine["cells"][0]["methods"].values()):
+            # A result of before this metric was measured.
+            continue
         figure, panels = plt.subplots(1, len(engines), figsize=(4.2 * len(engines), 3.6), squeeze=False)
         for panel, engine in zip(panels[0], engines, strict=True):
             for name in _methods(engine):

@@ -122,7 +122,7 @@ def make_identity(folder: Path) -> Identity:
             importlib.import_module(f"{primitives}.{name}") for name in ("hashes", "serialization", "asymmetric.ec")
         )
     except ModuleNotFoundError:
-        raise ConfigError("--tls needs the package cryptography", hint="pip install 'outrider[dev]'") from None
+        raise ConfigError("--tls needs the package cryptography", hint="pip install 'outrider[bench]'") from None
     key, now = ec.generate_private_key(ec.SECP256R1()), dt.datetime.now(dt.UTC)
     name = x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, "outrider bench")])
     hosts = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])

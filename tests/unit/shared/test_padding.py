@@ -37,7 +37,7 @@ def test_an_opening_tells_its_class_and_nothing_more(first, second):
         return len(writer.next()), writer.waiting, len(writer.next())
 
     (size, left, after), (other, *_) = blocks(first), blocks(second)
-    assert (left, after) == (0, 256)
+    assert (left, after) == (0, Padding().block_bytes)
     classes = (1024, 4096, 16384)
     assert size == min(c for c in classes if c >= len(first) + 4 + (1 if len(first) < 128 else 2))
     assert (size == other) or min(len(first), len(second)) <= min(size, other)
