@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import urllib3
 
 from outrider_cloud.fleet.artifacts.publish import publish
 from outrider_cloud.fleet.bench.service import Service, new_home, running
@@ -58,6 +59,13 @@ class Watched:
     def as_(self, person: str) -> Service:
         """The API as somebody asks it."""
         return Service(self.service.home, self.service.pid, self.url, self.tokens[person])
+
+    def stream(self, person: str) -> Iterator[bytes]:
+        """The stream of changes as somebody reads it, until the service ends it."""
+        headers = {"authorization": f"Bearer {self.tokens[person]}"}
+        answer = urllib3.request("GET", f"{self.url}/api/live", headers=headers, preload_content=False, timeout=60)
+        assert answer.status == 200
+        yield from answer.stream(1 << 16)
 
     @contextlib.contextmanager
     def devices(self, prefix: str, count: int) -> Iterator[subprocess.Popen[bytes]]:

@@ -108,6 +108,21 @@ def test_a_wrong_token_is_refused_in_words_and_signing_out_forgets_it(pages, fle
     pages.complaints.clear()
 
 
+def test_who_is_revoked_sees_nothing_more_at_once(pages, enter, fleet):
+    """The stream ends, and the page goes back to the sign-in with the reason."""
+    fleet.tokens["eve"] = fleet.service.send("PUT", "/tokens/eve", {"role": "viewer"})["token"]
+    page = enter("eve")
+    eve = fleet.stream("eve")
+    assert next(eve).startswith(b"data: ")
+    fleet.service.send("DELETE", "/tokens/eve", None)
+    page.locator("#error", has_text="nobody has this token").wait_for()
+    page.locator("#token").wait_for()
+    for _ in eve:
+        pass  # what was on its way; then it ends
+    assert [told for told in pages.complaints if "401" not in told] == []
+    pages.complaints.clear()
+
+
 def test_the_glance_shows_the_fleet_and_follows_it(enter, fleet):
     """Online, versions, acceptance and steps saved as the API says them; a device that dies is gone without a click."""
     page = enter()
@@ -191,6 +206,12 @@ def test_a_stopped_roll_out_says_why_and_goes_back_by_keyboard(enter, fleet):
     assert "broken" in gate.inner_text()
     assert "0 of 2 in this stage" in page.locator("[aria-label='Gates: failures and silence']").inner_text()
     assert page.locator(".timeline").inner_text().count("gate acceptance") == 1
+    members = fleet.service.ask("/rollouts/again-bad/devices")["devices"]
+    canary = next(member["device"] for member in members if member["state"] == "committed")
+    go(page, f"devices/{canary}")
+    page.locator(".chart .mark").first.wait_for(state="attached")
+    page.get_by_text("another draft since").first.wait_for()
+    go(page, "rollouts/again-bad")
     page.locator("[data-key='do-Roll back']").focus()
     page.keyboard.press("Enter")
     page.locator("#confirm[open]").wait_for()

@@ -38,14 +38,23 @@ def services(request: Request) -> Services:
     return found
 
 
+def bearer(request: Request) -> str:
+    """The token that a request carries.
+
+    Raises:
+        TokenError: if it carries none.
+    """
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise TokenError("this needs a token", hint="send `Authorization: Bearer TOKEN`")
+    return token.strip()
+
+
 def _caller(role: Role) -> Callable[[Request, Services], str]:
     def check(request: Request, found: Annotated[Services, Depends(services)]) -> str:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not token:
-            raise TokenError("this needs a token", hint="send `Authorization: Bearer TOKEN`")
-        database = found.controller.database
+        token, database = bearer(request), found.controller.database
         with database.reading() as connection:
-            known = access.who(connection, token.strip())
+            known = access.who(connection, token)
         if known is None:
             with database.transaction() as connection:
                 access.note(connection, "unknown", "access.refused", request.url.path, reason="unknown token")

@@ -22,12 +22,12 @@ function complain(error) {
 }
 
 async function ask(path, { method = "GET", body, signal, raw } = {}) {
-  const headers = { authorization: `Bearer ${sessionStorage.getItem(KEY) || ""}` };
+  const token = sessionStorage.getItem(KEY), headers = { authorization: `Bearer ${token}` };
   if (body !== undefined) headers["content-type"] = "application/json";
   const answer = await fetch(path, { method, headers, signal: signal || AbortSignal.timeout(ANSWER_MS), body: body === undefined ? undefined : JSON.stringify(body) });
   if (answer.ok) return raw ? answer : answer.json();
   const why = (await answer.json().catch(() => ({}))).error || { message: `HTTP ${answer.status}` };
-  if (answer.status === 401) signOut(sessionStorage.getItem(KEY) ? why : null);
+  if (answer.status === 401 && token === sessionStorage.getItem(KEY)) signOut(why); // several are refused at once
   throw Object.assign(new Error(why.message), { hint: why.hint, status: answer.status });
 }
 
