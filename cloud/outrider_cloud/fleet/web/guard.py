@@ -56,8 +56,9 @@ def _caller(role: Role) -> Callable[[Request, Services], str]:
         with database.reading() as connection:
             known = access.who(connection, token)
         if known is None:
-            with database.transaction() as connection:
-                access.note(connection, "unknown", "access.refused", request.url.path, reason="unknown token")
+            if found.strangers.allow():
+                with database.transaction() as connection:
+                    access.note(connection, "unknown", "access.refused", request.url.path, reason="unknown token")
             raise TokenError("nobody has this token, or it is past its date", hint="ask an approver for one")
         name, has = known
         if not has.allows(role):
