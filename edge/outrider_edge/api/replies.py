@@ -26,10 +26,15 @@ if TYPE_CHECKING:
 
 
 def timings(totals: Totals, tokens: int) -> dict[str, Any]:
-    """What drafting did for one choice; bytes are messages with gRPC and HTTP/2 framing."""
+    """What drafting did for one choice; bytes are messages with gRPC and HTTP/2 framing.
+
+    The cloud's count: each of its steps commits drafted tokens and one of the target's own, so that of an answer over
+    one stream `cloud_steps + accepted + cloud_drafted` are the committed tokens.
+    """
     return {
         "drafted": totals.drafted,
         "accepted": totals.accepted,
+        "cloud_drafted": totals.cloud_lookups + totals.cloud_drafts,
         "cloud_steps": totals.cloud_steps,
         "saved_cloud_steps": max(0, tokens - totals.cloud_steps) if totals.connects else 0,
         "tokens_per_step": round(tokens / totals.cloud_steps, 3) if totals.cloud_steps else None,
