@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from outrider_shared.errors import ModelError
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _LARGEST = 127
+_WIDTH = 16  # the CPU kernel reads rows in such parts: of other widths it gives wrong sums, or reads beyond the matrix
 
 
 class Weights(enum.StrEnum):
@@ -38,7 +40,7 @@ class Int8Linear(nn.Module):
     """A linear layer whose matrix is int8.
 
     Attributes:
-        matrix: [out, in] int8.
+        matrix: [out, in] int8; `in` filled up with zeros to a multiple of 16.
         scale: [out] bfloat16.
         bias: [out] or None.
     """
@@ -50,13 +52,13 @@ class Int8Linear(nn.Module):
         super().__init__()
         matrix, scale = rounded(linear.weight.detach())
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.register_buffer("matrix", matrix)
+        self.register_buffer("matrix", functional.pad(matrix, (0, -self.in_features % _WIDTH)))
         self.register_buffer("scale", scale)
         self.bias = linear.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] -> [..., out], in the dtype of `x`."""
-        rows = x.reshape(-1, self.in_features)
+        rows = functional.pad(x.reshape(-1, self.in_features), (0, -self.in_features % _WIDTH))
         if x.device.type == "cpu":
             # Contiguous: the kernel reads rows by their width, whatever their stride.
             out = torch._weight_int8pack_mm(rows.to(torch.bfloat16).contiguous(), self.matrix, self.scale).to(x.dtype)  # noqa: SLF001 - torch has no public name for it

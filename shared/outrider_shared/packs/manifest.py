@@ -32,7 +32,8 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class Precision(StrEnum):
     """How the weights are stored, and what the activations are.
 
-    `int8` and `int4` are weight-only; `int4` keeps the LM head in int8, `int4-all` does not. `int8-dynamic` has 8-bit
+    `int8` and `int4` are weight-only; `int4` keeps the LM head and the most sensitive matrices in int8, `int4-all` does
+    not. `int8-dynamic` has 8-bit
     activations too, scaled pass by pass.
     """
 

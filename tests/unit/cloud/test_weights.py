@@ -37,6 +37,19 @@ def test_a_row_has_the_same_bits_whatever_is_beside_it(dtype):
         assert torch.equal(layer(rows[None, count - 1 : count])[0], whole[count - 1 : count])
 
 
+@pytest.mark.parametrize("width", [16, 24, 56, 70])
+def test_a_matrix_of_any_width_gives_the_sums_of_its_rounded_form(width):
+    """The kernel itself is wrong, or reads beyond the matrix, at widths that are no multiple of 16."""
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(width, 64, bias=False)
+    layer = Int8Linear(linear)
+    for count in (1, 5):
+        rows = torch.randn(count, width).bfloat16()
+        matrix, scale = rounded(linear.weight.detach())
+        wanted = (rows.float() @ matrix.float().T) * scale.float()
+        assert torch.allclose(layer(rows).float(), wanted, rtol=0.02, atol=0.02)
+
+
 def test_layers_are_replaced_and_the_head_is_not(tiny_folder):
     native, int8 = plain_model(tiny_folder), plain_model(tiny_folder, Weights.INT8)
     kinds = {type(child) for child in int8.model.modules() if hasattr(child, "in_features")}

@@ -75,6 +75,21 @@ def test_a_tied_embedding_is_quantised_with_the_head(model_folder: Folder, tmp_p
     assert "GatherBlockQuantized" in operators(pack.model_path)
 
 
+def test_int4_keeps_the_head_and_the_first_layers_sensitive_matrices_in_int8(model_folder: Folder, tmp_path: Path):
+    pack = export_pack(Request(model_folder("llama"), tmp_path / "pack", Precision.INT4))
+    bits = {
+        node.name: attribute.i
+        for node in onnx.load(pack.model_path).graph.node
+        if node.op_type == "MatMulNBits"
+        for attribute in node.attribute
+        if attribute.name == "bits"
+    }
+    wide = {name.removesuffix("_Q8") for name, each in bits.items() if each == 8}
+    assert "/lm_head/MatMul" in wide
+    assert "/model/layers.0/mlp/down_proj/MatMul" in wide
+    assert {"/model/layers.0/mlp/up_proj/MatMul", "/model/layers.1/mlp/up_proj/MatMul"}.isdisjoint(wide)
+
+
 def test_int4_takes_the_block_size_that_fits_the_widths():
     """The quantiser packs two zero points into a byte and trips over an odd number of blocks (96 = 3 x 32, 6 x 16)."""
     widths = {"num_attention_heads": 4, "hidden_size": 64}

@@ -104,6 +104,19 @@ def test_texts_are_a_function_of_the_seed(target: torch.nn.Module):
     assert all(1 not in new[:-1] for new in first)
 
 
+def test_a_warm_opening_makes_cool_texts_of_one_prompt_differ(target: torch.nn.Module):
+    """Without it, greedy texts of one prompt are one text; behind it, each is what the target says greedily."""
+    cool = replace(WRITING, temperatures=(0.0,))
+    same = write_texts(target, [[7]] * 12, {1}, cool, seed=3)
+    assert len({tuple(text) for text in same}) == 1
+    warm = write_texts(target, [[7]] * 12, {1}, replace(cool, opening=3), seed=3)
+    assert len({tuple(text[:3]) for text in warm}) > 3
+    assert warm == write_texts(target, [[7]] * 12, {1}, replace(cool, opening=3), seed=3)
+    rest = write_texts(target, [[7, *text[:3]] for text in warm], {1}, replace(cool, most=9), seed=4)
+    agreed = [text[3:] == new for text, new in zip(warm, rest, strict=True) if len(text) > 3]
+    assert sum(agreed) > 0.7 * len(agreed)  # bfloat16 rounds near-ties by how texts are padded together
+
+
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(ConfigError, match="losses:"):
         DistilConfig(loss="hope")
