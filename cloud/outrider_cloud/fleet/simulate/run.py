@@ -102,6 +102,8 @@ async def _first(work: asyncio.Future[Any], ended: asyncio.Event) -> None:
             await work
     finally:
         end.cancel()
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
 
 
 def _cpu_s() -> float:
