@@ -91,7 +91,8 @@ def _privacy(config: EdgeConfig) -> Finding:
     hook = f"changed by {config.privacy.redact} first" if config.privacy.redact else "as they are"
     logged = "; prompts are logged" if config.privacy.log_prompts else ""
     kept = "; it may keep where it refuses drafts, to train better ones" if config.privacy.report_refused else ""
-    return Finding("privacy", f"prompts go to the cloud {hook}{kept}{logged} (docs/privacy.md)")
+    padded = "" if config.cloud.padding == "off" else f"; padded on the network ({config.cloud.padding})"
+    return Finding("privacy", f"prompts go to the cloud {hook}{kept}{padded}{logged} (docs/privacy.md)")
 
 
 def _draft(device: Device) -> Finding:
