@@ -17,6 +17,7 @@ from transformers import LlamaForCausalLM
 
 from outrider_cloud.train.batches import Batch
 from outrider_cloud.train.chat import render
+from outrider_cloud.train.compiling import compiled
 from outrider_cloud.train.distil import agreement, distil_loss
 from outrider_cloud.train.evaluate import answer_figures, pair_figures, prompts_of
 from outrider_cloud.train.fit import Fit, FitConfig
@@ -28,7 +29,6 @@ from outrider_cloud.train.recipe import (
     TARGET,
     VOCABULARY,
     Texts,
-    compiled,
     make_course,
     make_model,
     read_texts,

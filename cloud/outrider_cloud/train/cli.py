@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 
 from outrider_cloud.train.options import (
+    COMPILE,
     DATA,
     FORCE,
     HOME,
@@ -49,6 +50,7 @@ def train() -> None:
 @MODEL_OUT
 @WORK
 @STEPS
+@COMPILE
 @click.option("--tokenizer", help="Folder or tokenizer.json to use instead of training one.")
 @SET
 @SKIP

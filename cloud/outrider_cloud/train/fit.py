@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from outrider_cloud.train.batches import Batch
+from outrider_cloud.train.compiling import compiled
 from outrider_cloud.train.losses import computing
 from outrider_cloud.train.world import World
 from outrider_shared.errors import OutriderError
@@ -55,6 +56,7 @@ class FitConfig:
         bfloat16: Compute in bfloat16 (weights stay in float32).
         optimizer: `muon` for the matrices inside the layers, or `adamw` for all. Muon orthogonalises its updates in
             bfloat16, which turns a last bit's difference of a gradient into a thousandth of an update.
+        compile: Let torch compile the model, see `compiling`.
     """
 
     steps: int
@@ -72,6 +74,7 @@ class FitConfig:
     watch: str = "valid"
     bfloat16: bool = True
     optimizer: str = "muon"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 <= self.decay_share <= 1:
@@ -141,6 +144,8 @@ class Fit:
                 hint="raise micro_batches; the tokens of a step are micro_batches x tokens_per_batch",
             )
         self.model = model.to(self.world.device)
+        if config.compile:
+            compiled(self.model)
         self.config = config
         self.batches = batches
         self._validate = validate

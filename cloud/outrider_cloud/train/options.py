@@ -28,6 +28,7 @@ HOME = click.option("--data", type=click.Path(path_type=Path, exists=True, file_
 MODEL_OUT = click.option("--out", type=_PATH, required=True, help="Model folder to write.")
 WORK = click.option("--work", type=_PATH, help="Texts and checkpoints; by default OUT.work.")
 STEPS = click.option("--steps", "fit__steps", type=click.IntRange(1), help="Updates.")
+COMPILE = click.option("--compile/--no-compile", "fit__compile", default=None, help="Compile the model; pays from some 300 steps on.")  # fmt: skip
 
 _DISTILLING = (
     TARGET,
@@ -36,6 +37,7 @@ _DISTILLING = (
     WORK,
     click.option("--loss", "distil__loss", help="forward-kl, reverse-kl, tv, mix, coupling, coupled-kl or text."),
     STEPS,
+    COMPILE,
     click.option("--prompts", "distil__prompts", type=click.IntRange(1), help="Texts that the target writes."),
     click.option("--precision", type=click.Choice(["fp32", "int8", "int4"]), help="Of the pack."),
     SET,

@@ -84,13 +84,6 @@ def make_model(shape: Shape, tokenizer: Tokenizer, seed: int) -> LlamaForCausalL
     return LlamaForCausalLM(config)
 
 
-def compiled(model: LlamaForCausalLM) -> LlamaForCausalLM:
-    """Made fast to train on a CPU: plain attention fused by the compiler takes half the time of the flash kernel."""
-    model.set_attn_implementation("eager")
-    model.model.compile(dynamic=True)
-    return model
-
-
 def make_course(texts: Texts, tokenizer: Tokenizer, tokens_per_batch: int, context_share: float) -> Course:
     """The endless series of training batches."""
 

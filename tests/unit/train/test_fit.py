@@ -1,6 +1,8 @@
 """The loop: it learns, it resumes exactly, it refuses what does not fit."""
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from outrider_cloud.train.corpus import Chat
 from outrider_cloud.train.distil import agreement, distil_loss, divergence, total_variation
 from outrider_cloud.train.fit import Fit, FitConfig, FitError
 from outrider_cloud.train.losses import text_loss
+from outrider_shared.errors import ConfigError
 
 MakeTiny = Callable[[int], nn.Module]
 
@@ -93,3 +96,23 @@ def test_distillation_brings_the_draft_to_the_target(course: Course, make_tiny: 
     assert after["kl"] < before["kl"] / 2
     assert after["top1"] > before["top1"]
     assert after["tv"] < before["tv"]
+
+
+def test_a_compiled_model_learns_the_same(course: Course, make_tiny: MakeTiny, tmp_path: Path):
+    """In float32 and without Muon, which rounds to bfloat16: the same losses up to the order of sums."""
+    if not shutil.which("g++"):
+        pytest.skip("torch compiles through g++")
+    told = []
+    for compile_ in (False, True):
+        plain = replace(config(6), optimizer="adamw", bfloat16=False, compile=compile_)
+        fit = Fit(make_tiny(0), course, text_loss, plain, tmp_path / str(compile_))
+        told.append([fit.train_step()[0] for _ in range(3)])
+    assert told[1] == pytest.approx(told[0], rel=1e-4)
+
+
+def test_no_compiler_is_told_before_the_first_step(
+    course: Course, make_tiny: MakeTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(ConfigError, match="through g\\+\\+, and there is none"):
+        Fit(make_tiny(0), course, text_loss, replace(config(6), compile=True), tmp_path)
