@@ -148,7 +148,9 @@ class Controller:
             said = rollouts.Progress(device, message.rollout, message.attempt, message.state)
         else:
             return
-        if rollouts.progress(connection, said) and said.code:
+        fresh = rollouts.progress(connection, said)
+        # A refusal is noted whoever asked for the update: an attack may be of no roll-out that this registry knows.
+        if said.code and (fresh or said.state.final):
             access.note(
                 connection,
                 device,

@@ -58,12 +58,14 @@ def _caller(role: Role) -> Callable[[Request, Services], str]:
         if known is None:
             if found.strangers.allow():
                 with database.transaction() as connection:
-                    access.note(connection, "unknown", "access.refused", request.url.path, reason="unknown token")
+                    told = {"code": TokenError.code, "reason": "unknown token"}
+                    access.note(connection, "unknown", "access.refused", request.url.path, **told)
             raise TokenError("nobody has this token, or it is past its date", hint="ask an approver for one")
         name, has = known
         if not has.allows(role):
             with database.transaction() as connection:
-                access.note(connection, name, "access.refused", request.url.path, has=has.value, needs=role.value)
+                told = {"code": RefusedError.code, "has": has.value, "needs": role.value}
+                access.note(connection, name, "access.refused", request.url.path, **told)
             raise RefusedError(f"{name} is {has}; this needs {role}", hint="ask an approver")
         return name
 
