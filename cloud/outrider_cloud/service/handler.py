@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
+# How long a device that has its answer may take to end the stream.
+_PART_S = 1.0
+
 
 @dataclass(frozen=True)
 class Service:
@@ -88,6 +91,8 @@ class SessionHandler:
         self._send = send
         self._outbox = Outbox()
         self._recording: Recording | None = None
+        self._left = False
+        self._part_s = _PART_S
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self, requests: AsyncIterator[pb.DecodeRequest]) -> OutriderError | None:
@@ -107,7 +112,7 @@ class SessionHandler:
         except OutriderError as error:
             return await self._refuse(error)
         async with stream:
-            self._send = stream.send
+            self._send, self._part_s = stream.send, 0.0  # its blocks come and go whoever has ended
             messages = stream.messages()
             try:
                 await self._answer(await self._first(messages), messages)
@@ -160,12 +165,14 @@ class SessionHandler:
             if message.HasField("grammar"):
                 request = dataclasses.replace(request, matcher=await self._compile(message, request))
             await self._start(request, resumable=resumable)
-            outcome = await self._exchange(stream, _after(early, requests))
+            reader = await self._exchange(stream, _after(early, requests))
+            outcome = "finished"
         except OutriderError:
             outcome = "failed"
             raise
         finally:
             self._leave(stream, outcome)
+        await _hear_out(reader, self._part_s)
 
     def _scope(self) -> bytes:
         """Whose KV the session may share: its own device's, unless all are one owner's."""
@@ -228,8 +235,8 @@ class SessionHandler:
 
         await asyncio.wrap_future(self._service.thread.ask(start))
 
-    async def _exchange(self, stream: Stream, requests: AsyncIterator[pb.DecodeRequest]) -> str:
-        """Move messages both ways until one side ends the session."""
+    async def _exchange(self, stream: Stream, requests: AsyncIterator[pb.DecodeRequest]) -> asyncio.Task[None]:
+        """Move messages both ways until the session is finished; returns what still reads."""
         reader = asyncio.ensure_future(self._read(stream, requests))
         writer = asyncio.ensure_future(self._write(stream))
         waits: set[asyncio.Future[None]] = {reader, writer, self._ended}
@@ -240,15 +247,18 @@ class SessionHandler:
                     future.result()
                 # A device that has sent all it wants may still read: the end of its half is no end of the session.
                 waits -= done
-        finally:
+        except BaseException:
             for task in (reader, writer):
                 task.cancel()
             await asyncio.gather(reader, writer, return_exceptions=True)
-        return "finished"
+            raise
+        return reader
 
     async def _read(self, stream: Stream, requests: AsyncIterator[pb.DecodeRequest]) -> None:
         thread, session_id, most = self._service.thread, stream.session_id, self._service.config.max_nodes_per_message
         async for request in requests:
+            if self._left:
+                continue
             kind = request.WhichOneof("body")
             if kind == "cancel":
                 thread.post(lambda engine: engine.cancel(session_id))
@@ -305,6 +315,7 @@ class SessionHandler:
             self._ended.set_exception(error)
 
     def _leave(self, stream: Stream, outcome: str) -> None:
+        self._left = True
         session_id = stream.session_id
         drained = self._ended.done() and isinstance(self._ended.exception(), UnavailableError)
         mine = self._service.directory.leave(stream, broken=outcome == "broken" or drained)
@@ -318,6 +329,18 @@ class SessionHandler:
             assert self._service.replay is not None
             self._service.replay.put(record)
         _log.info("session left", session=session_id, device=self._device, outcome=outcome)
+
+
+async def _hear_out(reader: asyncio.Task[None], most_s: float) -> None:
+    """Let a device that has its answer end the stream.
+
+    If the service did, a message that the device just sends would fail, and take along what it has not read yet.
+    """
+    try:
+        await asyncio.wait([reader], timeout=most_s)
+    finally:
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
 
 
 async def _after(

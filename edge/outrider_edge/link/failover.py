@@ -22,7 +22,7 @@ from outrider_edge.link.backoff import Backoff
 from outrider_shared.errors import ConfigError, OutriderError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from types import TracebackType
 
     from outrider_edge.link.link import Link, Probed
@@ -128,9 +128,7 @@ class FailoverConnector:
                         raise error
                     self._failed(address, str(error))
         finally:
-            for task in tries:
-                task.cancel()
-            await asyncio.gather(*tries, return_exceptions=True)
+            await _drop(tries)
         reasons = "; ".join(f"{address}: {health.last_error}" for address, health in self._health.items())
         raise UnavailableError(f"no cloud can be reached ({reasons})")
 
@@ -188,3 +186,12 @@ class FailoverConnector:
 
     def _backoff_s(self, address: str) -> float:
         return max(self._return_s / 2, self._health[address].retry_at - asyncio.get_running_loop().time())
+
+
+async def _drop(tries: Iterable[asyncio.Task[Link]]) -> None:
+    """Give up on streams that are being opened, and give back those that are open; nobody waits for them any more."""
+    for task in tries:
+        task.cancel()
+    for found in await asyncio.gather(*tries, return_exceptions=True):
+        if not isinstance(found, BaseException):
+            await found.close()

@@ -4,6 +4,7 @@ The conductor (`loop`) never waits for any of it: what happens on the line is pu
 
 Rules:
     * One stream at a time. Each begins with `Connected`, and ends with `Broken` if it was not ended here.
+    * The last commit is the end: however the stream goes down behind it says nothing about the cloud.
     * The cloud is pinged all the time, and answers from its event loop, whatever its engine does: that tells the round
       trip, and a busy cloud from a dead one. Only `dead_s` without any message breaks the stream.
     * Waits between tries are jittered and grow, until a commit comes.
@@ -102,7 +103,8 @@ class Line:
         self._asked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._receiver: asyncio.Task[None] | None = None
-        self._progress = self._closing = False
+        self._sender: asyncio.Task[None]
+        self._progress = self._complete = self._closing = False
         self._pinged_at: dict[int, float] = {}
         self._pings = 0
 
@@ -146,6 +148,9 @@ class Line:
     async def stop(self, last: pb.DecodeRequest | None = None, *, wait: bool = True) -> None:
         """End in order, after a last message: the cloud would keep the session of a cut stream for its return.
 
+        Behind the last commit nothing is waited for but that the cloud is told; it ends the stream when it is. A padded
+        stream goes on until both sides have said that they have.
+
         Args:
             last: What is said at the end.
             wait: Give the cloud a moment to take leave; one that is away does not come back for that.
@@ -156,19 +161,20 @@ class Line:
             if last is not None:
                 self.send(last)
             self._outbox.put_nowait(None)
-            await asyncio.wait([receiver], timeout=_PART_S)
+            told = self._complete and self._padded is None
+            await asyncio.wait([self._sender if told else receiver], timeout=_PART_S)
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
         failures = 0
-        while True:
+        while not self._complete:
             self._progress = False
             try:
                 await self._stream(await self._connector.connect())
             except OutriderError as error:
-                if self._closing:
+                if self._closing or self._complete:
                     return
                 failures = 1 if self._progress else failures + 1
                 again = error.retryable or isinstance(error, SessionExistsError)
@@ -184,15 +190,16 @@ class Line:
             link = self._padded.over(link, self._totals)
         self._outbox, self._asked = asyncio.Queue(), asyncio.Event()
         self._put(Connected(link.peer))
+        self._sender = asyncio.ensure_future(self._transmit(link))
         self._receiver = asyncio.ensure_future(self._receive(link))
-        tasks = [self._receiver, asyncio.ensure_future(self._transmit(link)), asyncio.ensure_future(self._watch(link))]
+        tasks = [self._receiver, self._sender, asyncio.ensure_future(self._watch(link))]
         try:
             await asyncio.wait([tasks[0], tasks[2]], return_when=asyncio.FIRST_COMPLETED)
             for task in (tasks[0], tasks[2]):
                 if task.done():
                     task.result()
         except OutriderError as error:
-            if error.retryable and not self._closing:
+            if error.retryable and not self._closing and not self._complete:
                 self._connector.note(link.peer, alive=False)
             raise
         finally:
@@ -224,8 +231,9 @@ class Line:
                 self._arrived.set()
             else:
                 self._progress = self._progress or kind == "commit"
+                self._complete = self._complete or bool(message.commit.finish)
                 self._put(message)
-        if not self._closing:
+        if not self._closing and not self._complete:
             raise UnavailableError("the cloud ended the stream before the answer was complete")
 
     async def _transmit(self, link: Link) -> None:

@@ -18,6 +18,10 @@ class Cloud:
     def __init__(self, peer: str, delay_s: float = 0.01) -> None:
         self.peer, self.delay_s, self.up = peer, delay_s, True
         self.asked: list[float] = []
+        self.closed = 0
+
+    async def close(self):
+        self.closed += 1
 
     where = "scripted"
 
@@ -73,6 +77,22 @@ def test_a_cloud_that_does_not_answer_costs_the_hedge_and_no_more():
         started = asyncio.get_running_loop().time()
         assert (await connector.connect()).peer == "b"
         assert asyncio.get_running_loop().time() - started == pytest.approx(0.31)
+
+    play(scenario)
+
+
+def test_a_stream_that_nobody_waits_for_any_more_is_given_back():
+    """Whoever asked was stopped in the very moment in which it was there; or another cloud was as quick."""
+
+    async def scenario(connector, clouds):
+        asking = asyncio.ensure_future(connector.connect())
+        await asyncio.sleep(clouds["a"].delay_s)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        assert (asking.cancelled(), clouds["a"].closed) == (True, 1)
+        clouds["a"].delay_s = clouds["b"].delay_s + 0.3
+        assert (await connector.connect()).peer in {"a", "b"}
+        assert clouds["a"].closed + clouds["b"].closed == 2
 
     play(scenario)
 
