@@ -69,8 +69,7 @@ def ready(sessions: Iterable[Session], config: EngineConfig, now: float, step_s:
         step_s: How long a step takes these days; 0 if unknown.
     """
     present = [s for s in sessions if s.state is State.RUNNING]
-    loaded = is_loaded(present, config)
-    return [s for s in present if not s.holds(now, patience_s(s, config, step_s, loaded=loaded))]
+    return [s for s in present if not s.holds(now, patience_s(s, config, step_s))]
 
 
 def plan(running: Iterable[Session], config: EngineConfig) -> list[Work]:
@@ -148,11 +147,6 @@ class _Worthiest:
             heapq.heappush(self._heap, (-reach * survival, self._count, depth, node))
 
 
-def is_loaded(running: Sequence[Session], config: EngineConfig) -> bool:
-    """Whether rows are scarce: sure tokens and waiting drafts together would fill a good part of a step."""
-    return wanted_rows(running, config) >= config.rows * _LOADED_SHARE
-
-
 def wanted_rows(running: Sequence[Session], config: EngineConfig) -> int:
     """Rows that sure tokens and waiting drafts could use."""
     return sum(1 + min(s.tree.pending, config.max_draft_rows) for s in running)
@@ -167,16 +161,15 @@ def hint(running: Sequence[Session], config: EngineConfig) -> Hint:
     return Hint(min(config.max_nodes, max(_LEAST_NODES, 2 * share)), load)
 
 
-def patience_s(session: Session, config: EngineConfig, step_s: float, *, loaded: bool) -> float:
+def patience_s(session: Session, config: EngineConfig, step_s: float) -> float:
     """How long after a commit a session waits for drafts, by its pace.
 
-    `hold` waits up to `hold_s`. So does `auto` where rows are scarce: a row spent on a token which a draft would have
-    brought is one that others lack. Else both `auto` and `ahead` wait for drafts that are nearly there: expected within
+    `hold` waits up to `hold_s`. Both `auto` and `ahead` wait for drafts that are nearly there: expected within
     `_SOON` of a step's time, and then for `_LATEST` of it at most. `ahead` waits no longer than drafts have won for the
     session before, so that it is never behind plain streaming.
     """
     pace = session.request.pace
-    if pace is Pace.HOLD or (pace is Pace.AUTO and loaded):
+    if pace is Pace.HOLD:
         return config.hold_s
     most_s = min(config.hold_s, session.awaited_s(_SOON * step_s, _LATEST * step_s))
     return min(most_s, max(0.0, session.won_s)) if pace is Pace.AHEAD else most_s
@@ -185,6 +178,5 @@ def patience_s(session: Session, config: EngineConfig, step_s: float, *, loaded:
 def next_hold_end(sessions: Iterable[Session], config: EngineConfig, now: float, step_s: float = 0.0) -> float:
     """When the first session that holds now gives up waiting; infinite if none holds."""
     running = [s for s in sessions if s.state is State.RUNNING]
-    loaded = is_loaded(running, config)
-    waits = [(s, patience_s(s, config, step_s, loaded=loaded)) for s in running]
+    waits = [(s, patience_s(s, config, step_s)) for s in running]
     return min((s.hold_since + wait for s, wait in waits if s.holds(now, wait)), default=float("inf"))
