@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -18,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from outrider_cloud.model import conformance, gate
 from outrider_cloud.model.attention import ATTENTION
 from outrider_cloud.model.probe import probe_layers
+from outrider_cloud.model.reading import needed_bytes, read_weights, skeleton
 from outrider_cloud.model.weights import Weights, quantise
 from outrider_cloud.parallel.shards import shard
 from outrider_shared.chat import read_chat_template
@@ -25,6 +27,8 @@ from outrider_shared.errors import ConfigError, ModelError
 from outrider_shared.packs import tokenizer_fingerprint
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from transformers import PreTrainedModel
 
     from outrider_cloud.kernels.layout import LayerSpec
@@ -107,13 +111,8 @@ def load_model(
     gate.check(config)
     if check:
         conformance.check(config)
-    model: PreTrainedModel = _read(folder, lambda: _load_weights(folder, dtype)).eval()
-    model.requires_grad_(False)
-    if world is not None:
-        shard(model, world)
-    quantise(model, weights)
-    if device is not None and device.type == "cuda":
-        _to_card(model, folder, device)
+    model = _weights(folder, config, dtype, weights, device or torch.device("cpu"), world)
+    model.eval().requires_grad_(False)
     text, tokenizer_json = config.get_text_config(), (folder / "tokenizer.json").read_bytes()
     tokenizer = _read(folder, lambda: Tokenizer.from_str(tokenizer_json.decode()))
     if tokenizer.get_vocab_size() > text.vocab_size:
@@ -154,6 +153,37 @@ def fingerprint(folder: Path, weights: Weights = Weights.NATIVE) -> str:
     return digest.hexdigest()
 
 
+def _weights(
+    folder: Path, config: Any, dtype: torch.dtype, weights: Weights, device: torch.device, world: World | None
+) -> PreTrainedModel:
+    """The model, its weights read one by one where the files allow it, else by transformers."""
+    with _on_card(folder, device):
+        if not _converted(config, dtype):
+            model: PreTrainedModel = _read(folder, lambda: skeleton(config, dtype))
+            _check_room(model, weights, folder, device)
+            if read_weights(model, folder, weights=weights, device=device, world=world):
+                return model
+        model = _read(folder, lambda: _load_weights(folder, dtype))
+        if world is not None:
+            shard(model, world)
+        quantise(model, weights)
+        _check_room(model, Weights.NATIVE, folder, device)
+        model.to(device)
+        return model
+
+
+def _converted(config: Any, dtype: torch.dtype) -> bool:
+    """Whether transformers changes weights on reading, other than into `dtype`."""
+    if getattr(config, "quantization_config", None) is not None:
+        return True
+    model_class = AutoModelForCausalLM._model_mapping[type(config)]  # noqa: SLF001 - no public lookup by configuration
+    half = dtype in {torch.float16, torch.bfloat16}
+    kept = getattr(model_class, "_keep_in_fp32_modules", None) or getattr(
+        model_class, "_keep_in_fp32_modules_strict", None
+    )
+    return half and bool(kept)
+
+
 def _load_weights(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # a service's log is no place for a bar
@@ -166,30 +196,39 @@ def _load_weights(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     return loaded
 
 
-def _to_card(model: PreTrainedModel, folder: Path, device: torch.device) -> None:
-    """Move the weights to a card, one module after the other.
+_NO_ROOM = "take a smaller model, a larger card, more cards (--tensor-parallel), or --weights int8"
+
+
+def _check_room(model: PreTrainedModel, weights: Weights, folder: Path, device: torch.device) -> None:
+    """Refuse a model that does not fit onto a card, before anything is read.
 
     Raises:
-        ConfigError: if they do not fit.
+        ConfigError: if it does not.
     """
-    needed = sum(p.numel() * p.element_size() for p in (*model.parameters(), *model.buffers()))
-    free, total = torch.cuda.mem_get_info(device)
-    hint = "take a smaller model, a larger card, or --weights int8"
+    if device.type != "cuda":
+        return
+    needed, (free, total) = needed_bytes(model, weights), torch.cuda.mem_get_info(device)
     if needed > free:
         raise ConfigError(
             f"{folder.name} needs {needed / 2**30:.1f} GiB, {torch.cuda.get_device_name(device)} has "
             f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free",
-            hint=hint,
+            hint=_NO_ROOM,
         )
+
+
+@contextlib.contextmanager
+def _on_card(folder: Path, device: torch.device) -> Iterator[None]:
     try:
-        model.to(device)
+        yield
     except torch.OutOfMemoryError as error:
-        raise ConfigError(f"{folder.name} does not fit onto {device}: {error}", hint=hint) from error
+        raise ConfigError(f"{folder.name} does not fit onto {device}: {error}", hint=_NO_ROOM) from error
 
 
 def _read(folder: Path, load: Any) -> Any:
     try:
         return load()
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         raise ModelError(f"{folder} cannot be read: {error}") from error
 

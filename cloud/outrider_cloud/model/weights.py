@@ -86,15 +86,20 @@ def quantise(model: nn.Module, weights: Weights) -> int:
     """
     if weights is Weights.NATIVE:
         return 0
-    places = list(_linears(model))
+    places = list(linears(model))
     if not places:
         raise ModelError(f"{type(model).__name__} has no linear layers to hold as {weights}", hint="serve it as it is")
     for parent, name, linear in places:
-        setattr(parent, name, Int8Linear(linear))
+        setattr(parent, name, held_as(linear, weights))
     return len(places)
 
 
-def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+def held_as(linear: nn.Linear, weights: Weights) -> nn.Module:
+    """A layer in place of another that holds its matrix as `weights` says."""
+    return linear if weights is Weights.NATIVE else Int8Linear(linear)
+
+
+def linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     """Every linear layer but the head (whole or in shards), with its place."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
     heads = set() if head is None else {id(part) for part in head.modules()}
