@@ -78,6 +78,42 @@ def _children(process) -> list[int]:
     return [int(pid) for pid in told.stdout.split()]
 
 
+@contextlib.contextmanager
+def _cloud(ready, model, *flags, launcher=(), end=signal.SIGKILL):
+    """A service that writes its address to `ready` and its log beside it."""
+    command = [sys.executable, *launcher, *SERVE, "--model", str(model), "--listen", "127.0.0.1:0"]
+    with ready.with_suffix(".log").open("wb") as log:
+        process = subprocess.Popen([*command, "--ready-file", str(ready), *flags], env=ENVIRONMENT, stderr=log)
+    try:
+        yield process
+    finally:
+        process.send_signal(end)
+        process.wait(60)
+
+
+def test_ranks_that_torchrun_started_serve_the_same_tokens(tiny, tiny_folder, tmp_path):
+    """As a scheduler starts them; at torchrun's end they are gone, too."""
+    request = GenerateRequest((3, 2, 3), 40, SamplingParams(0.9, top_k=40, seed=3), ignore_eos=True)
+    engine = build_engine(str(tiny_folder), EngineConfig(kv_tokens=2048, exact=True, buckets=(16,)), shards=2)
+    plain = generate(engine, request.prompt, request.params, request.max_tokens, ignore_eos=True).tokens
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+
+    async def run():
+        with _cloud(tmp_path / "ready", tiny_folder, launcher=torchrun, end=signal.SIGTERM) as process:
+            tokens: list[int] = []
+            async with GrpcConnector(await _appears(tmp_path / "ready", process), connect_timeout_s=60) as connector:
+                device = client(tiny, connector, lambda: RandomDrafter(1, 97))
+                async for event in device.generate(request):
+                    tokens += [token.id for token in event.tokens] if isinstance(event, Tokens) else []
+            ranks = _children(process)
+        assert tokens == plain
+        assert len(ranks) == 2
+        for rank in ranks:
+            await _gone(rank)
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("victim", ["follower", "leader"])
 def test_a_killed_rank_ends_the_service_and_the_answer_goes_on_elsewhere(tiny, tiny_folder, tmp_path, victim):
     """Two ranks serve an answer; one dies by SIGKILL in its middle. All ranks end, and a single process with two shards
@@ -87,22 +123,12 @@ def test_a_killed_rank_ends_the_service_and_the_answer_goes_on_elsewhere(tiny, t
     engine = build_engine(str(tiny_folder), config, shards=2)
     plain = generate(engine, request.prompt, request.params, request.max_tokens, ignore_eos=True).tokens
 
-    @contextlib.contextmanager
-    def cloud(name, *flags):
-        command = [sys.executable, *SERVE, "--model", str(tiny_folder), "--listen", "127.0.0.1:0"]
-        with (tmp_path / f"{name}.log").open("wb") as log:
-            process = subprocess.Popen(
-                [*command, "--ready-file", str(tmp_path / name), *flags], env=ENVIRONMENT, stderr=log
-            )
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-
     async def run():
         team_flags = ("--tensor-parallel", "2", "--pace-step-ms", "20")
-        with cloud("team", *team_flags) as team, cloud("single", "--shards", "2") as single:
+        with (
+            _cloud(tmp_path / "team", tiny_folder, *team_flags) as team,
+            _cloud(tmp_path / "single", tiny_folder, "--shards", "2") as single,
+        ):
             addresses = [await _appears(tmp_path / "team", team), await _appears(tmp_path / "single", single)]
             (follower,) = _children(team)
             tokens: list[int] = []
