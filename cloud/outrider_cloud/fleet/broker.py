@@ -16,9 +16,11 @@ import getpass
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import NoReturn
 
+from outrider_cloud.fleet import broker_watch
 from outrider_shared.errors import ConfigError
 from outrider_shared.fleet import topics
 from outrider_shared.fleet.codec import MAX_BYTES
@@ -75,7 +77,10 @@ log_dest stderr
 log_type error
 log_type warning
 log_type notice
-connection_messages false
+# Who was refused is told as debugging only; `broker_watch` reads it and keeps those lines alone.
+log_type debug
+log_type subscribe
+connection_messages true
 """
 
 
@@ -94,13 +99,13 @@ def find_mosquitto() -> str:
 
 
 def become(folder: Path) -> NoReturn:
-    """Turn this process into the broker: signals, status and what it says are its own, and no child is left behind.
+    """Turn this process into the broker: signals and status are its own; a reader of its log ends with it.
 
     Raises:
         ConfigError: if it is not installed.
     """
-    program = find_mosquitto()
-    os.execv(program, [program, "-c", str(folder / "mosquitto.conf")])  # noqa: S606 - our own arguments
+    command = _command(folder)
+    os.execv(command[0], command)  # noqa: S606 - our own arguments
 
 
 def start(folder: Path, log: Path | None = None) -> subprocess.Popen[bytes]:
@@ -109,6 +114,13 @@ def start(folder: Path, log: Path | None = None) -> subprocess.Popen[bytes]:
     Raises:
         ConfigError: if it is not installed.
     """
-    command = [find_mosquitto(), "-c", str(folder / "mosquitto.conf")]
+    command = _command(folder)
     with (log or folder / "mosquitto.log").open("ab") as stream:
         return subprocess.Popen(command, stdout=stream, stderr=stream)  # noqa: S603 - our own arguments
+
+
+def _command(folder: Path) -> list[str]:
+    """The script that becomes Mosquitto; see `broker_watch`."""
+    rules = (folder / "acl").read_text("utf-8").splitlines()
+    allowed = [rule.removeprefix("pattern read ") for rule in rules if rule.startswith("pattern read ")]
+    return [sys.executable, str(Path(broker_watch.__file__)), str(folder), find_mosquitto(), *allowed]

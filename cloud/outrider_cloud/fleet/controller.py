@@ -117,6 +117,13 @@ class Controller:
         async with self._lock:
             await asyncio.to_thread(self._note, "broker", "message.refused", topic, error)
 
+    async def refused_by_broker(self, found: list[tuple[str, str, str, OutriderError]]) -> None:
+        """Note what the broker did not let through: (client, action, topic, error) of each."""
+        self.counters.refused += len(found)
+        async with self._lock:
+            for client, action, topic, error in found:
+                await asyncio.to_thread(self._note, client, action, topic, error)
+
     def _note(self, actor: str, action: str, subject: str, error: OutriderError) -> None:
         with self.database.transaction() as connection:
             access.note(connection, actor, action, subject, code=error.code, reason=error.message[:500])

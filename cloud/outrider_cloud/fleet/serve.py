@@ -18,6 +18,7 @@ import uvicorn
 from sqlalchemy import select
 
 from outrider_cloud.fleet.artifacts.server import artifact_app
+from outrider_cloud.fleet.broker_refusals import follow
 from outrider_cloud.fleet.controller import Controller, ControllerConfig
 from outrider_cloud.fleet.plane import Plane, PlaneConfig
 from outrider_cloud.fleet.registry import access
@@ -107,6 +108,7 @@ async def serve(home: FleetHome, config: ServeConfig | None = None) -> None:
             await _reach(plane, settings.mqtt_port)
             group.create_task(controller.run(plane))
             group.create_task(_refresh(home))
+            group.create_task(follow(home.folder / "broker", controller))
             _log.info(
                 "fleet_serving", page=f"http://{config.admin_host}:{config.admin_port}", artifacts=home.url,
                 token=str(home.folder / ADMIN_TOKEN),

@@ -11,10 +11,12 @@ import datetime as dt
 import json
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi.testclient import TestClient
 
 from outrider_cloud.fleet.artifacts.publish import publish
 from outrider_cloud.fleet.artifacts.repository import Repository
+from outrider_cloud.fleet.broker_refusals import follow
 from outrider_cloud.fleet.controller import Controller
 from outrider_cloud.fleet.plane import Arrived
 from outrider_cloud.fleet.registry import access
@@ -22,8 +24,14 @@ from outrider_cloud.fleet.registry.access import Role
 from outrider_cloud.fleet.registry.database import Database, sqlite_url
 from outrider_cloud.fleet.web.app import fleet_app
 from outrider_cloud.fleet.web.state import Services
-from outrider_shared.fleet.desired import Assignment
-from outrider_shared.fleet.messages import UpdateState, UpdateStatus
+from outrider_shared.errors import RefusedError, ReplayError
+from outrider_shared.fleet import topics
+from outrider_shared.fleet.desired import Applied, Assignment, Desired, accept, sign
+from outrider_shared.fleet.messages import PackRef, Reported, UpdateState, UpdateStatus
+from outrider_shared.fleet.mqtt import MqttBroker
+from outrider_shared.fleet.signed import Signer, Trust
+from outrider_shared.fleet.transport import Connect
+from support.mosquitto import device_mqtt, new_fleet, running
 from support.updates import Bench, tiny_pack
 
 DEVICE = "d1"
@@ -181,6 +189,22 @@ def test_artifact_for_another_tokenizer(service, bench):
     assert not any(name.endswith(".tar") for name, _ in bench.pool.asked)
 
 
+# Desired state
+
+
+def test_replayed_desired_state(service):
+    """The device's refusal (the agent's part of it: `test_a_device_from_birth_to_goodbye`) is noted."""
+    signer = Signer(Ed25519PrivateKey.from_private_bytes(bytes(32)))
+    documents = [sign(signer, Desired(DEVICE, 1, version, 1.0)) for version in (1, 2)]
+    trust = Trust((signer.public_key,))
+    _, applied = accept(trust, DEVICE, Applied(), documents[1])
+    with pytest.raises(ReplayError) as caught:
+        accept(trust, DEVICE, applied, documents[0])
+    said = Reported(1, 0, 1.0, 1, 2, PackRef("bundled"), refused=caught.value.code, message=caught.value.message)
+    asyncio.run(service.controller.arrived([Arrived(DEVICE, said)]))
+    assert service.audit() == [(DEVICE, "desired.refused", DEVICE, "replay")]
+
+
 # The API
 
 
@@ -205,3 +229,90 @@ def test_admin_call_with_a_token_that_nobody_has(service):
     answer = service.asked("GET", "/devices", "orf_guess")
     assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unknown_token")
     assert service.audit() == [("unknown", "access.refused", "/api/devices", "unknown_token")]
+
+
+# The broker: real, with real certificates
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    made = new_fleet(tmp_path_factory.mktemp("fleet") / "f", "d1", "d2")
+    with running(made):
+        yield made
+
+
+def broker_tells(service: Service, home, attack) -> list[tuple[str, str, str, str]]:
+    """Run `attack`, and what the audit log has of it."""
+
+    async def run():
+        following = asyncio.create_task(follow(home.folder / "broker", service.controller, 0.05))
+        try:
+            await attack()
+            for _ in range(400):
+                if service.audit():
+                    break
+                await asyncio.sleep(0.05)
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+    asyncio.run(run())
+    return service.audit()
+
+
+def connection(home, holder: str, claimed: str):
+    return MqttBroker(device_mqtt(home, holder)).connect(Connect(claimed))
+
+
+@pytest.mark.parametrize("topic", [topics.REPORTED, topics.TELEMETRY, topics.DESIRED], ids=lambda topic: topic.leaf)
+def test_publishing_as_another_device(service, home, topic):
+    """With `tele`: forged telemetry of another device."""
+    forged = topic.of("main", "d2")
+
+    async def attack():
+        device = await connection(home, "d1", "d1")
+        with pytest.raises(RefusedError) as caught:
+            await device.publish(forged, b"forged")
+        assert caught.value.code == "refused"
+        await device.close()
+
+    assert broker_tells(service, home, attack) == [("d1", "publish.refused", forged, "refused")]
+
+
+def test_subscribing_as_another_device(service, home):
+    """The protocol's answer is a yes that delivers nothing; what the operator reads is the refusal."""
+    others = topics.DESIRED.of("main", "d2")
+
+    async def attack():
+        device = await connection(home, "d1", "d1")
+        await device.subscribe(topics.DESIRED.of("main", "d1"))
+        await device.subscribe(others)
+        await device.close()
+
+    assert broker_tells(service, home, attack) == [("d1", "subscribe.refused", others, "refused")]
+
+
+def test_client_id_hijack(service, home):
+    """The claimed id is not heard: the victim stays, and what is sent in its name is refused to the certificate's."""
+    forged = topics.TELEMETRY.of("main", "d2")
+
+    async def attack():
+        victim = await connection(home, "d2", "d2")
+        thief = await connection(home, "d1", "d2")
+        with pytest.raises(RefusedError):
+            await thief.publish(forged, b"forged")
+        await victim.publish(forged, b"still here")
+        await thief.close()
+        await victim.close()
+
+    assert broker_tells(service, home, attack) == [("d1", "publish.refused", forged, "refused")]
+
+
+def test_a_stolen_key_in_use_beside_its_owner(service, home):
+    async def attack():
+        first = await connection(home, "d1", "d1")
+        second = await connection(home, "d1", "d1")
+        await second.close()
+        first.drop()
+
+    assert broker_tells(service, home, attack) == [("d1", "session.taken_over", "d1", "conflict")]
