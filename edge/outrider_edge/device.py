@@ -179,6 +179,12 @@ class Device:
         """Address that new sessions go to."""
         return self._connector.current
 
+    @property
+    def rtt_ms(self) -> float | None:
+        """Round trip of pings to that address, smoothed over the device's sessions; None before the first."""
+        rtt_s = self._client.clouds.measured.of(self.cloud).rtt_s
+        return None if rtt_s is None else 1000 * rtt_s
+
     async def describe(self) -> pb.DescribeResponse:
         """What the cloud in use holds and allows.
 

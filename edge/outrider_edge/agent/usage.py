@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from outrider_edge.session.events import Origin, Reconnecting, SessionEvent, Tokens
+from outrider_edge.session.events import Offline, Online, Origin, Reconnecting, SessionEvent, Tokens
 from outrider_shared.fleet.messages import LATENCY_EDGES_MS
 
 if TYPE_CHECKING:
@@ -69,31 +69,24 @@ class UsageMeter:
     Attributes:
         requests, draft_errors: Over the whole life, for probation.
         rtt_ms: Set by the host where it knows; smoothed.
+
+    Without the cloud is the time from a stream's break to the next token or word that it is back, as long as an answer
+    is waiting for it: while nobody asks, nobody knows.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._window = _Window()
         self._broken_at: float | None = None
+        self._followed = 0
         self.requests = 0
         self.draft_errors = 0
         self.rtt_ms: float | None = None
 
-    def follow(self) -> Callable[[SessionEvent], None]:
-        """A listener for the events of one answer."""
-        depths = Depths(self._window.tried, self._window.taken)
-
-        def listen(event: SessionEvent) -> None:
-            if isinstance(event, Tokens):
-                self._online()
-                # A window may have been read meanwhile: count on in the present one.
-                depths.tried, depths.taken = self._window.tried, self._window.taken
-                for token in event.tokens:
-                    depths.see(token.origin)
-            elif isinstance(event, Reconnecting) and self._broken_at is None:
-                self._broken_at = self._clock()
-
-        return listen
+    def follow(self) -> Follower:
+        """A listener for the events of one answer; to be closed when the answer is over."""
+        self._followed += 1
+        return Follower(self)
 
     def answered(self, tokens: int, wall_s: float, first_s: float, totals: Any) -> None:
         """One answer is complete; `totals` is its `session.events.Totals`."""
@@ -139,10 +132,49 @@ class UsageMeter:
             "rtt_ms": self.rtt_ms,
         }  # fmt: skip
 
+    def see(self, event: SessionEvent, depths: Depths) -> None:
+        """Count one event of an answer."""
+        if isinstance(event, Tokens):
+            self._online()
+            # A window may have been read meanwhile: count on in the present one.
+            depths.tried, depths.taken = self._window.tried, self._window.taken
+            for token in event.tokens:
+                depths.see(token.origin)
+        elif isinstance(event, Online):
+            self._online()
+        elif isinstance(event, Reconnecting | Offline) and self._broken_at is None:
+            silent_s = event.silent_s if isinstance(event, Offline) else 0.0
+            self._broken_at = self._clock() - silent_s
+
+    def left(self) -> None:
+        """An answer is over, in whatever way."""
+        self._followed -= 1
+        if not self._followed:
+            self._online()
+
+    def new_depths(self) -> Depths:
+        """For one answer."""
+        return Depths(self._window.tried, self._window.taken)
+
     def _online(self) -> None:
         if self._broken_at is not None:
             self._window.offline_s += self._clock() - self._broken_at
             self._broken_at = None
+
+
+class Follower:
+    """Listens to one answer's events for a meter."""
+
+    def __init__(self, meter: UsageMeter) -> None:
+        self._meter, self._depths = meter, meter.new_depths()
+
+    def __call__(self, event: SessionEvent) -> None:
+        """Count an event."""
+        self._meter.see(event, self._depths)
+
+    def close(self) -> None:
+        """The answer is over."""
+        self._meter.left()
 
 
 def quantile(values: list[float], share: float) -> float | None:

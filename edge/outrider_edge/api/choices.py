@@ -29,7 +29,7 @@ from outrider_edge.session.events import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     from outrider_edge.api.answer_text import Told
     from outrider_edge.api.asks import Ask
@@ -81,8 +81,14 @@ class End:
 _REASONS = {"eos": "stop", "stop": "stop", "length": "length", "context": "length", "cancelled": "stop"}
 
 
-async def run_choice(index: int, request: GenerateRequest, ask: Ask, outfit: Outfit) -> AsyncGenerator[Delta | End]:
-    """Deltas of one choice, and its end.
+async def run_choice(
+    index: int,
+    request: GenerateRequest,
+    ask: Ask,
+    outfit: Outfit,
+    listen: Callable[[SessionEvent], None] | None = None,
+) -> AsyncGenerator[Delta | End]:
+    """Deltas of one choice, and its end; `listen` is told each event of the session.
 
     Raises:
         OutriderError: as `Device.events`.
@@ -92,6 +98,8 @@ async def run_choice(index: int, request: GenerateRequest, ask: Ask, outfit: Out
     events = device.events(request, drafter=ask.drafter, offline=ask.offline, local_only=ask.local_only)
     async with contextlib.aclosing(events):
         async for event in events:
+            if listen is not None:
+                listen(event)
             for out in choice.take(event):
                 yield out
             if choice.over:

@@ -14,7 +14,6 @@ from outrider_edge.api.choices import End, run_choice
 from outrider_edge.api.outfit import Outfit
 from outrider_edge.api.redaction import load_redactor
 from outrider_edge.api.slots import Slots
-from outrider_edge.session.events import Tokens
 from outrider_shared.errors import (
     DeadlineError,
     InputError,
@@ -196,19 +195,19 @@ class Desk:
         self, index: int, ask: Ask, outfit: Outfit, inbox: asyncio.Queue[Delta | End | BaseException]
     ) -> None:
         started, first = time.monotonic(), True
-        first_s, follow = 0.0, self.usage.follow() if self.usage is not None else None
+        # An answer that never leaves the device tells nothing of the cloud.
+        first_s, follow = 0.0, self.usage.follow() if self.usage is not None and not ask.local_only else None
         try:
             async with asyncio.timeout(self._limits.deadline_s):
-                async with contextlib.aclosing(run_choice(index, ask.requests[index], ask, outfit)) as steps:
+                async with contextlib.aclosing(run_choice(index, ask.requests[index], ask, outfit, follow)) as steps:
                     async for step in steps:
                         if isinstance(step, End):
                             self._metrics.ended(step, time.monotonic() - started)
                             if self.usage is not None:
                                 self.usage.answered(step.tokens, time.monotonic() - started, first_s, step.totals)
+                                self.usage.rtt_ms = outfit.device.rtt_ms
                         elif step.tokens:
                             self._metrics.told(step.tokens)
-                            if follow is not None:
-                                follow(Tokens(tuple(told.token for told in step.tokens)))
                             if first:
                                 first, first_s = False, time.monotonic() - started
                                 self._metrics.first_token_s.observe(first_s)
@@ -220,6 +219,9 @@ class Desk:
             if self.usage is not None and not isinstance(error, InputError | UnavailableError | LimitError):
                 self.usage.draft_failed()
             inbox.put_nowait(error)
+        finally:
+            if follow is not None:
+                follow.close()
 
     async def drain(self, within_s: float) -> bool:
         """Take nothing new, and wait for what is being answered; whether all of it was."""

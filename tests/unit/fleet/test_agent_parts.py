@@ -10,7 +10,7 @@ from outrider_edge.agent.config import AgentConfig
 from outrider_edge.agent.disk import Disk
 from outrider_edge.agent.outbox import Outbox
 from outrider_edge.agent.usage import UsageMeter, quantile
-from outrider_edge.session.events import Origin, Token, Tokens, Totals
+from outrider_edge.session.events import Offline, Online, Origin, Reconnecting, Token, Tokens, Totals
 from outrider_shared.errors import ConfigError
 from outrider_shared.fleet.messages import LATENCY_EDGES_MS
 
@@ -43,6 +43,32 @@ def test_a_window_is_read_once_and_a_burst_over_its_edge_is_counted_on():
     assert meter.read()["taken"] == (1,)
     listen(Tokens((Token(1, A), Token(1, C))))
     assert (meter.read()["tried"], meter.read()["tried"]) == ((0, 1, 1), ())
+
+
+def test_time_without_the_cloud_is_counted_while_an_answer_waits_for_it():
+    """From a break to the next token or word of it, over the edge of a window, and not while nobody asks."""
+    now = [100.0]
+    meter = UsageMeter(lambda: now[0])
+    first, second = meter.follow(), meter.follow()
+    first(Reconnecting("cut", 0.1))
+    now[0] += 2
+    second(Offline("silent", 1.0))
+    now[0] += 1
+    assert meter.read()["offline_s"] == pytest.approx(3.0)
+    now[0] += 0.5
+    first(Tokens((Token(1, C),)))
+    assert meter.read()["offline_s"] == pytest.approx(0.5)
+    now[0] += 5
+    second(Offline("silent", 4.0))
+    now[0] += 1
+    second(Online())
+    assert meter.read()["offline_s"] == pytest.approx(5.0)
+    second(Reconnecting("cut", 0.1))
+    first.close()
+    now[0] += 1
+    second.close()
+    now[0] += 60
+    assert meter.read()["offline_s"] == pytest.approx(1.0)
 
 
 def test_latencies_fall_into_their_buckets_and_quantiles_are_exact():
