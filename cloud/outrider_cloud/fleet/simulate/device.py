@@ -62,6 +62,11 @@ class Identity:
     device_class: str = "int8"
 
 
+def next_due(since: float, length_s: float, now: float) -> float:
+    """When a window ends that was due to begin `since`: lateness does not add up; of what was missed, one counts."""
+    return max(since + length_s, now - length_s)
+
+
 class SimulatedDevice:
     """Runs until cancelled.
 
@@ -103,10 +108,10 @@ class SimulatedDevice:
 
     async def _work(self) -> None:
         # Windows begin at random, so that a thousand devices do not speak at once.
-        await self._pause(self._random.random())
+        due = await self._due(time.monotonic() + (self._random.random() - 1.0) * self._window_s())
         began = time.monotonic()
         while True:
-            await self._pause(1.0)
+            due = await self._due(due)
             connection, now = self._session.connection, time.monotonic()
             if connection is None:
                 continue
@@ -121,14 +126,22 @@ class SimulatedDevice:
             except OutriderError:
                 self._tally.lost += 1
 
-    async def _pause(self, windows: float) -> None:
-        """So many windows; of the new length as soon as another one is desired."""
-        length_s = None
-        while length_s != self._window_s():
-            length_s = self._window_s()
+    async def _due(self, since: float) -> float:
+        """Wait for the end of the window that began then; as soon as another length is desired, a new one begins.
+
+        Returns:
+            When it was due, which the next window counts from.
+        """
+        length_s = self._window_s()
+        due = next_due(since, length_s, time.monotonic())
+        while (left_s := due - time.monotonic()) > 0:
             self._reconfigured.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._reconfigured.wait(), windows * length_s)
+                await asyncio.wait_for(self._reconfigured.wait(), left_s)
+            if length_s != self._window_s():
+                length_s = self._window_s()
+                due = time.monotonic() + length_s
+        return due
 
     def _window_s(self) -> float:
         return self._telemetry_s or self._desired.config.telemetry_s
