@@ -1,7 +1,7 @@
 """Which changes the rows of a step get before a token is chosen: each row's own path decides, drafted tokens included.
 
-Sessions that ask for none cost one look at a flag. It is called once the model's forward is on its way: where that runs
-on a device of its own, grammar masks are made meanwhile.
+Sessions that ask for none cost one look at a flag. It is called before the step's forward is launched, so the time that
+penalties and grammar masks take is added to the step, on every device.
 """
 
 from __future__ import annotations
