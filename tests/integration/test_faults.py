@@ -195,9 +195,15 @@ def test_draining_service_finishes_what_is_open_and_refuses_what_is_new(tiny):
     async def run():
         request = _request(5, 100)
         plain = _plain(tiny, request)
-        service = serving(tiny, EngineConfig(kv_tokens=4096, hold_s=0.05), drain_s=30.0)
+        service = serving(tiny, EngineConfig(kv_tokens=4096, hold_s=1.0), drain_s=30.0)
         address, _ = await service.__aenter__()
-        async with GrpcConnector(address) as connector, grpc.aio.insecure_channel(address) as channel:
+        async with (
+            GrpcConnector(address) as connector,
+            grpc.aio.insecure_channel(address) as channel,
+            raw_stream(address) as lasting,
+        ):
+            # A session that waits for drafts and gets none: the drain is still on when the late one knocks.
+            await lasting.write(open_message(tiny, [1], max_tokens=100, pace=pb.PACE_HOLD))
             health = health_pb2_grpc.HealthStub(channel)
             assert (
                 await health.Check(health_pb2.HealthCheckRequest())
@@ -219,7 +225,8 @@ def test_draining_service_finishes_what_is_open_and_refuses_what_is_new(tiny):
                     assert code is grpc.StatusCode.UNAVAILABLE
                     assert not answers
             assert tokens == plain
-        await stopping
+            lasting.cancel()
+            await stopping
 
     asyncio.run(run())
 
