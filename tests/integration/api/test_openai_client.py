@@ -32,7 +32,7 @@ def _ask(client, **more):
 
 def test_streamed_and_whole_answers_are_the_same(client):
     """The same text, finish and usage, streamed or not; drafted or plain."""
-    whole = _ask(client)
+    whole = _ask(client, extra_body={"outrider": {"pace": "hold"}})  # drafts must be waited for to be seen
     chunks = list(_ask(client, stream=True, stream_options={"include_usage": True}))
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == whole.choices[0].message.content
@@ -226,7 +226,9 @@ def test_local_only_answers_are_the_drafts_and_are_marked(client, device):
 def test_details_tell_origins_and_drafts(client):
     """With details: every token with its origin, every node that went up, and totals that grow."""
     tokens, nodes, totals = [], [], []
-    for chunk in _ask(client, stream=True, logprobs=True, top_logprobs=2, extra_body={"outrider": {"details": True}}):
+    for chunk in _ask(
+        client, stream=True, logprobs=True, top_logprobs=2, extra_body={"outrider": {"details": True, "pace": "hold"}}
+    ):
         detail = getattr(chunk, "outrider", None) or {}
         tokens += detail.get("tokens", [])
         nodes += detail.get("drafted", [])
