@@ -34,9 +34,10 @@ NORTH, SOUTH, WEST = DEVICES[:6], DEVICES[6:12], DEVICES[12:]  # the groups
 GOOD, BAD = "draft/int8/good-2.tar", "draft/int8/bad-3.tar"
 PEOPLE = {"ann": "operator", "ben": "approver", "dora": "approver", "cleo": "viewer"}
 # Quick, so that a test sees its end: two canaries, two in the control group, and evidence of a second or two.
+# No latency gate: a bad draft makes answers slower too, and either gate might be the first to stop it.
 QUICK: dict[str, Any] = {
     "stages": [{"percent": 34, "soak_s": 0}, {"percent": 100, "soak_s": 0}], "per_minute": 6000,
-    "control_percent": 34, "gates": {"min_baseline": 2, "min_pairs": 40, "alpha": 0.05},
+    "control_percent": 34, "gates": {"min_baseline": 2, "min_pairs": 40, "alpha": 0.05, "latency": False},
 }  # fmt: skip
 
 
