@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from outrider_edge.api.cli import check, serve
+from outrider_edge.api.cli import check, padding_option, serve
 from outrider_edge.chat.cli import chat
 from outrider_edge.compare import BUNDLED, Pair, read_requests, totals
 from outrider_edge.compare import compare as compare_answers
@@ -51,7 +51,7 @@ def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--offline-after", type=Seconds(), default="15s", show_default=True, help="Silence of the cloud, such as 2s or 500ms, before --offline applies."),
         click.option("--offline", type=click.Choice([m.value for m in OfflineMode]), default=OfflineMode.ERROR.value, show_default=True, help="Without the cloud: fail, wait for it, or go on with the draft alone, unverified until it is back."),
         click.option("--deadline-s", type=click.FloatRange(0, min_open=True), help="Most time for one answer."),
-        click.option("--padding", default="off", show_default=True, help="Blocks of one size at fixed times, against who listens on the network: off, on, or BYTES/INTERVAL such as 256/20ms."),
+        padding_option("off"),
         click.option("--tls-key", type=click.Path(path_type=Path), help="PEM key of this device (mTLS)."),
         click.option("--tls-cert", type=click.Path(path_type=Path), help="PEM certificate of this device (mTLS)."),
         click.option("--tls-ca", type=click.Path(path_type=Path), help="PEM of who signs the cloud's certificate."),

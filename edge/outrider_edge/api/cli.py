@@ -28,6 +28,27 @@ _PLACES = {
 }  # fmt: skip
 
 
+def padding_option(default: str | None = None) -> Callable[..., Any]:
+    """How messages are hidden from who listens; without a default the settings decide."""
+    about = "Blocks of one size at fixed times, against who listens on the network: off, on, or BYTES/INTERVAL such as 256/20ms."
+    return click.option("--padding", default=default, show_default=default is not None, help=about)
+
+
+def way_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Flags of the draft and of the way to the cloud, shared by the commands that read the settings."""
+    for option in (
+        click.option("--draft", help="Pack folder, 'bundled', or 'none'."),
+        padding_option(),
+        click.option("--tls-key", help="PEM key of this device (mTLS)."),
+        click.option("--tls-cert", help="PEM certificate of this device (mTLS)."),
+        click.option("--tls-ca", help="PEM of who signs the cloud's certificate."),
+        click.option("--tls", is_flag=True, default=None, help="Use TLS with the system's roots."),
+        click.option("--cloud", "clouds", multiple=True, help="HOST:PORT of a verifier; repeat, the most preferred first."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Flags over the configuration file and the environment."""
     for option in (
@@ -44,18 +65,11 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--api-key-file", help="File with the key that clients must send."),
         click.option("--listen", help="HOST:PORT of the endpoint; 127.0.0.1:8484 by default."),
         click.option("--threads", type=click.IntRange(1), help="CPU threads of a draft pass."),
-        click.option("--draft", help="Pack folder, 'bundled', or 'none'."),
         click.option("--offline", type=click.Choice(["error", "wait", "draft"]), help="Without the cloud: fail, wait, or go on with the draft alone."),
-        click.option("--padding", help="Blocks of one size at fixed times, against who listens on the network: off, on, or BYTES/INTERVAL such as 256/20ms."),
-        click.option("--tls-key", help="PEM key of this device (mTLS)."),
-        click.option("--tls-cert", help="PEM certificate of this device (mTLS)."),
-        click.option("--tls-ca", help="PEM of who signs the cloud's certificate."),
-        click.option("--tls", is_flag=True, default=None, help="Use TLS with the system's roots."),
-        click.option("--cloud", "clouds", multiple=True, help="HOST:PORT of a verifier; repeat, the most preferred first."),
         click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file; see docs/edge.md."),
     ):  # fmt: skip
         command = option(command)
-    return command
+    return way_options(command)
 
 
 def read_config(file: Path | None, flags: dict[str, Any]) -> EdgeConfig:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from outrider_edge.api.cli import read_config
+from outrider_edge.api.cli import read_config, way_options
+from outrider_shared.errors import ConfigError
 from outrider_shared.flags import system_option
 
 if TYPE_CHECKING:
@@ -18,18 +19,15 @@ if TYPE_CHECKING:
     from outrider_edge.chat.screen import Screen
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "seed", "pace", "offline", "local_only", "smooth")
+_DIRECT = ("clouds", "draft", "tls", "tls_ca", "tls_cert", "tls_key", "padding")
+_PLACES = ("api_key_file", "local_only", "offline", "pace")
 
 
 @click.command()
 @click.option(
     "--url", help="A daemon's, such as http://127.0.0.1:8484; by default where the settings say that it listens."
 )
-@click.option(
-    "--cloud",
-    "clouds",
-    multiple=True,
-    help="HOST:PORT of a verifier: do without a daemon; repeat, the most preferred first.",
-)
+@way_options
 @system_option
 @click.option("--load", "kept", type=click.Path(path_type=Path), help="Go on with a conversation that /save kept.")
 @click.option("--temperature", type=float, help="0 is greedy; by default as the settings say.")
@@ -52,27 +50,11 @@ _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "seed", "pa
     "--history/--no-history", default=True, show_default=True, help="Keep what was typed, in a file of yours alone."
 )
 @click.option("--api-key-file", help="File with the key that the daemon asks for.")
-@click.option("--draft", help="With --cloud: pack folder, 'bundled', or 'none'.")
-@click.option("--tls", is_flag=True, default=None, help="With --cloud: TLS with the system's roots.")
-@click.option("--tls-ca", help="With --cloud: PEM of who signs the cloud's certificate.")
-@click.option("--tls-cert", help="With --cloud: PEM certificate of this device (mTLS).")
-@click.option("--tls-key", help="With --cloud: PEM key of this device (mTLS).")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file; see docs/edge.md.")
 def chat(file: Path | None, url: str | None, *, system: str, kept: Path | None, history: bool, **flags: Any) -> None:
     """Talk to the model: through the daemon of this device, or with --cloud without one. Lines of a pipe are answered, too."""
-    places = (
-        "clouds",
-        "draft",
-        "tls",
-        "tls_ca",
-        "tls_cert",
-        "tls_key",
-        "api_key_file",
-        "local_only",
-        "offline",
-        "pace",
-    )
-    config = read_config(file, {name: flags[name] for name in places})
+    _for_one_way(url, flags)
+    config = read_config(file, {name: flags[name] for name in (*_DIRECT, *_PLACES)})
     from outrider_edge.chat.screen import Screen  # noqa: PLC0415 - `--help` does without
     from outrider_edge.chat.talk import Talk  # noqa: PLC0415 - as above
     from outrider_edge.chat.transcript import Transcript  # noqa: PLC0415 - as above
@@ -90,6 +72,20 @@ def chat(file: Path | None, url: str | None, *, system: str, kept: Path | None, 
         answerer.close()
     if talk.failed and not sys.stdin.isatty():
         raise SystemExit(1)
+
+
+def _for_one_way(url: str | None, flags: dict[str, Any]) -> None:
+    """A daemon goes its own way to the cloud: a flag that could not be followed is refused, not ignored."""
+    if flags["clouds"]:
+        if url is not None:
+            raise ConfigError("--url is a daemon's, --cloud does without a daemon: give one of them")
+        return
+    idle = [f"--{name.replace('_', '-')}" for name in _DIRECT if flags[name]]
+    if idle:
+        raise ConfigError(
+            f"{', '.join(idle)} without --cloud: the daemon's own settings say how it reaches the cloud",
+            hint="give --cloud HOST:PORT to do without the daemon, or set it where the daemon is started",
+        )
 
 
 def _answerer(config: EdgeConfig, url: str | None, *, direct: bool) -> Answerer:
