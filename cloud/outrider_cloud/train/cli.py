@@ -76,20 +76,22 @@ def target(config: str, data: tuple[Path, ...], out: Path, work: Path | None, se
 @distilling
 @recipe_option("bundled-draft, own-samples")
 @click.option("--init", "student__init", help="prune (of the target), scratch, or a draft's folder to go on from.")
-@click.option("--keep", help="With --init prune: what stays, such as layers=2,hidden=128.")
+@click.option(
+    "--keep", help="With --init prune, instead of the recipe's: what stays, such as layers=2,hidden=128, or share=0.25."
+)
 def draft(target_folder: Path, config: str, data: tuple[Path, ...], out: Path, work: Path | None, keep: str | None, sets: tuple[str, ...], skip_broken: bool, force: bool, as_json: bool, **flags: Any) -> None:  # fmt: skip  # noqa: PLR0913, PLR0917 - flags
     """Distil a draft for a target and make its pack. Without --data it learns from the target's own samples alone."""
     from outrider_cloud.pack.export import Request, export_pack  # noqa: PLC0415
     from outrider_cloud.train.documents import Reading  # noqa: PLC0415
+    from outrider_cloud.train.keep import Keep  # noqa: PLC0415
     from outrider_cloud.train.making import DraftRun  # noqa: PLC0415
-    from outrider_cloud.train.prune import Keep  # noqa: PLC0415
     from outrider_cloud.train.settings import DraftRecipe, read_recipe  # noqa: PLC0415
     from outrider_cloud.train.world import joined  # noqa: PLC0415
     from outrider_shared.packs import Precision  # noqa: PLC0415
 
     over = overrides(sets, **flags)
     if keep:
-        over |= {f"student.keep.{name}": value for name, value in vars(Keep.parse(keep)).items() if value}
+        over |= {f"student.keep.{name}": value for name, value in vars(Keep.parse(keep)).items()}
     recipe = read_recipe(DraftRecipe, config, over)
     folder = model_folder(target_folder)
     place = work_folder(out, work, force=force)
@@ -153,7 +155,9 @@ def replay(target_folder: Path, config: str, data: tuple[Path, ...], out: Path, 
 @train.command()
 @TARGET
 @click.option(
-    "--keep", required=True, help="What stays, such as layers=4,hidden=192,heads=2,kv_heads=1,intermediate=512."
+    "--keep",
+    required=True,
+    help="What stays, such as layers=4,hidden=192,heads=2,kv_heads=1,intermediate=512, or share=0.5.",
 )
 @DATA
 @MODEL_OUT
@@ -170,7 +174,7 @@ def replay(target_folder: Path, config: str, data: tuple[Path, ...], out: Path, 
 def prune(target_folder: Path, keep: str, data: tuple[Path, ...], out: Path, prompts: int, skip_broken: bool, force: bool, as_json: bool) -> None:  # fmt: skip
     """Make a smaller model out of a larger one; the result is an ordinary Hugging Face folder, to be healed by training."""
     from outrider_cloud.train.documents import Reading  # noqa: PLC0415
-    from outrider_cloud.train.prune import Keep  # noqa: PLC0415
+    from outrider_cloud.train.keep import Keep  # noqa: PLC0415
     from outrider_cloud.train.pruning import prune_folder  # noqa: PLC0415
 
     empty_or_forced(out, force=force)

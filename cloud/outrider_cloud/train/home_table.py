@@ -18,7 +18,8 @@ from outrider_cloud.train.acceptance import Answers, answers_of
 from outrider_cloud.train.chat import end_of
 from outrider_cloud.train.course import ShardCourse
 from outrider_cloud.train.distillation import Distillation
-from outrider_cloud.train.prune import Keep, prune
+from outrider_cloud.train.keep import Keep
+from outrider_cloud.train.prune import prune
 from outrider_cloud.train.sources import HomeSource
 from outrider_cloud.train.table import Table
 from outrider_shared.chat import read_chat_template, render_chat

@@ -11,7 +11,7 @@ refused by name.
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -19,31 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from outrider_cloud.train.batches import Batch
+from outrider_cloud.train.keep import Keep, part_widths, widths
 from outrider_cloud.train.losses import chosen_logits, positions
 from outrider_shared.errors import ConfigError, ModelError
-
-
-@dataclass(frozen=True)
-class Keep:
-    """What stays; 0 keeps all. `heads` and `kv_heads` are numbers of heads, whose size stays as it is."""
-
-    layers: int = 0
-    hidden: int = 0
-    heads: int = 0
-    kv_heads: int = 0
-    intermediate: int = 0
-
-    @classmethod
-    def parse(cls, text: str) -> "Keep":
-        """Read `layers=2,hidden=128`. Raises ConfigError."""
-        known = {field.name for field in fields(cls)}
-        values: dict[str, int] = {}
-        for part in filter(None, text.split(",")):
-            name, _, value = part.partition("=")
-            if name.strip() not in known or not value.strip().isdigit():
-                raise ConfigError(f"--keep has {part!r}", hint=f"such as layers=2,hidden=128; known: {sorted(known)}")
-            values[name.strip()] = int(value)
-        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -146,6 +124,7 @@ def prune(model: nn.Module, batches: Sequence[Batch], keep: Keep) -> tuple[nn.Mo
     config = copy.deepcopy(hf.config)
     text = config.get_text_config()
     _check(keep, text)
+    keep = keep.settled(model, text)
     model.eval()
     before = calibration_loss(model, batches)
     layers, removed = list(range(text.num_hidden_layers)), list[dict[str, float]]()
@@ -171,6 +150,7 @@ def prune(model: nn.Module, batches: Sequence[Batch], keep: Keep) -> tuple[nn.Mo
     small.tie_weights()
     small.eval()
     report = {
+        "keep": {name: value for name, value in vars(keep).items() if value},
         "layers_kept": layers,
         "layers_removed": removed,
         "loss_before": before,
@@ -192,14 +172,7 @@ def _check(keep: Keep, text: Any) -> None:
             f"{text.model_type} cannot be pruned: its configuration has no {lacking[0]}",
             hint="models laid out as Llama are (llama, mistral, qwen2, qwen3, bitnet and the like)",
         )
-    have = {
-        "layers": text.num_hidden_layers,
-        "hidden": text.hidden_size,
-        "heads": text.num_attention_heads,
-        "kv_heads": text.num_key_value_heads,
-        "intermediate": text.intermediate_size,
-    }
-    for name, most in have.items():
+    for name, most in widths(text).items():
         if getattr(keep, name) > most:
             raise ConfigError(f"--keep {name}={getattr(keep, name)} is more than the model's {most}")
     heads, groups = keep.heads or text.num_attention_heads, keep.kv_heads or text.num_key_value_heads
@@ -242,32 +215,15 @@ class _Cut:
 
     def apply(self, name: str, value: Tensor, layer: int) -> Tensor:
         """Cut one weight or bias of a layer; the part's name decides over its dimensions."""
-        part, _, kind = name.rpartition(".")
-        part = part.rpartition(".")[2]
-        q, kv, channels = self.rows(self.heads[layer]), self.rows(self.groups[layer]), self.channels[layer]
-        table: dict[str, tuple[Tensor | None, Tensor | None]] = {
-            "embed_tokens": (None, self.hidden),
-            "lm_head": (None, self.hidden),
-            "q_proj": (q, self.hidden),
-            "k_proj": (kv, self.hidden),
-            "v_proj": (kv, self.hidden),
-            "o_proj": (self.hidden, q),
-            "gate_proj": (channels, self.hidden),
-            "up_proj": (channels, self.hidden),
-            "down_proj": (self.hidden, channels),
-            "input_layernorm": (self.hidden, None),
-            "post_attention_layernorm": (self.hidden, None),
-            "norm": (self.hidden, None),
-            "attn_sub_norm": (q, None),
-            "ffn_sub_norm": (channels, None),
-            "q_norm": (None, None),
-            "k_norm": (None, None),
+        stay = {
+            "hidden": self.hidden,
+            "heads": self.rows(self.heads[layer]),
+            "kv_heads": self.rows(self.groups[layer]),
+            "intermediate": self.channels[layer],
         }
-        if part not in table or kind not in ("weight", "bias"):
-            raise ModelError(f"{name} [{', '.join(map(str, value.shape))}] is a weight that pruning does not know")
-        for dimension, index in enumerate(table[part][: value.ndim]):
-            if index is not None:
-                value = value.index_select(dimension, index)
+        for dimension, width in enumerate(part_widths(name, value)[: value.ndim]):
+            if width is not None:
+                value = value.index_select(dimension, stay[width])
         return value
 
 

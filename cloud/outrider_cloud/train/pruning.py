@@ -15,7 +15,7 @@ from outrider_cloud.train.distillation import DistilConfig, Distillation
 from outrider_cloud.train.fit import FitConfig
 from outrider_cloud.train.folders import read_model, write_model
 from outrider_cloud.train.making import ids_of, source_of, starts_of
-from outrider_cloud.train.prune import Keep, prune
+from outrider_cloud.train.prune import prune
 from outrider_cloud.train.settings import DataConfig
 from outrider_shared.chat import read_chat_template
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from outrider_cloud.train.documents import Reading
+    from outrider_cloud.train.keep import Keep
 
 _TOKENS = 8192
 _BATCHES = 4

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from outrider_cloud.train.distillation import DistilConfig
 from outrider_cloud.train.fit import FitConfig
-from outrider_cloud.train.prune import Keep
+from outrider_cloud.train.keep import Keep
 from outrider_cloud.train.reported import ReplayConfig
 from outrider_shared.errors import ConfigError
 

@@ -14,15 +14,18 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+import outrider_cloud
 from outrider_cloud.model.loading import load_model
 from outrider_cloud.train.batches import Batch
 from outrider_cloud.train.documents import Reading
-from outrider_cloud.train.prune import Keep, calibration_loss, choose_layers, prune
+from outrider_cloud.train.keep import Keep, Sizes
+from outrider_cloud.train.prune import calibration_loss, choose_layers, prune
 from outrider_cloud.train.pruning import prune_folder
 from outrider_cloud.train.samples import Writing, write_texts
 from outrider_shared.errors import ConfigError, ModelError
 from unit.train.toys import toy_model, write_folder
 
+TARGET = Path(outrider_cloud.__file__).parent / "bundled" / "target"
 KEEP = Keep(layers=2, hidden=16, heads=2, kv_heads=1, intermediate=8)
 
 
@@ -116,7 +119,32 @@ def test_what_does_not_fit_the_model_is_refused(keep: str, message: str):
         prune(toy_model(0), batches(), Keep.parse(keep))
 
 
-@pytest.mark.parametrize("text", ["layers", "layer=3", "layers=-1", "layers=two"])
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_a_share_of_the_parameters_is_what_stays(share: float):
+    model = AutoModelForCausalLM.from_pretrained(TARGET)
+    small, report = prune(model, batches(1), Keep.parse(f"share={share}"))
+    stayed = sum(p.numel() for p in small.parameters())
+    assert stayed == pytest.approx(share * sum(p.numel() for p in model.parameters()), rel=0.03)
+    config = small.config
+    assert {"layers": config.num_hidden_layers, "hidden": config.hidden_size}.items() <= report["keep"].items()
+
+
+def test_widths_told_beside_a_share_stay_as_told():
+    model = AutoModelForCausalLM.from_pretrained(TARGET)
+    keep = Keep.parse("share=0.5,layers=8").settled(model, model.config)
+    assert keep.layers == 8
+    assert Sizes.of(model, model.config).parameters(vars(keep)) == pytest.approx(
+        0.5 * sum(p.numel() for p in model.parameters()), rel=0.03
+    )
+
+
+def test_a_share_that_no_widths_leave_is_refused():
+    model = toy_model(0)
+    with pytest.raises(ConfigError, match="no widths"):
+        Keep.parse("share=0.05,hidden=32").settled(model, model.config)
+
+
+@pytest.mark.parametrize("text", ["layers", "layer=3", "layers=-1", "layers=two", "share=0", "share=1.5", "share=nan"])
 def test_what_is_no_keep_is_refused(text: str):
     with pytest.raises(ConfigError, match="--keep has"):
         Keep.parse(text)
