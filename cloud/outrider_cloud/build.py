@@ -14,10 +14,12 @@ from outrider_cloud.engine.engine import Engine
 from outrider_cloud.engine.exactness import agreeing_buckets
 from outrider_cloud.engine.paced import PacedRunner
 from outrider_cloud.engine.runner import ModelRunner
+from outrider_cloud.kernels.cuda.fit import check_fit
 from outrider_cloud.kernels.cuda.gpu import GpuLauncher, check_gpu
 from outrider_cloud.kernels.cuda.platform import cuda_platform
 from outrider_cloud.kernels.platform import cpu_platform
-from outrider_cloud.model.loading import BUNDLED, bundled_draft, load_model
+from outrider_cloud.model.loading import BUNDLED, bundled_draft, load_model, model_folder
+from outrider_cloud.model.outline import outline
 from outrider_cloud.model.weights import Weights
 from outrider_cloud.parallel.world import World
 from outrider_shared.errors import ConfigError, MismatchError
@@ -68,9 +70,9 @@ def build_engine(
         placement: See `Placement`.
 
     Raises:
-        ConfigError: if a folder is no model.
+        ConfigError: if a folder is no model, or there is no card that it fits onto.
         MismatchError: if draft and target do not share their tokens.
-        ModelError: if the model cannot be served, or with `config.exact` not bit for bit.
+        ModelError: if the model cannot be served there, or with `config.exact` not bit for bit.
     """
     world = team.world if team is not None else World(shards=shards, ordered=config.exact)
     runner = build_runner(model, config, world, **placement)
@@ -93,15 +95,61 @@ def build_runner(
         torch.cuda.set_device(on)
     if isinstance(model, (str, Path)):
         dtype, weights = _dtype(placement.get("dtype", ""), on), placement.get("weights", Weights.NATIVE)
-        loaded = load_model(model, dtype, weights=weights, device=on, world=world)
+        kv_bytes = _admit(model_folder(model), config, dtype, world or World()) if on.type == "cuda" else 0
+        loaded = load_model(model, dtype, weights=weights, device=on, world=world, kv_bytes=kv_bytes)
     else:
         loaded = model
     platform = cpu_platform(exact=config.exact)
     if on.type == "cuda":
-        return CudaRunner(loaded, cuda_platform(GpuLauncher(on), config.block_size), config)
+        return _on_card(loaded, config, on)
     if pace_step_s := placement.get("pace_step_s", 0.0):
         return PacedRunner(loaded, platform, config, pace_step_s)
     return ModelRunner(loaded, platform, config)
+
+
+def _admit(folder: Path, config: EngineConfig, dtype: torch.dtype, world: World) -> int:
+    """Refuse a model without kernels before its weights are read; the bytes of the KV memory that it will have."""
+    planned = outline(folder)
+    if planned is None:
+        return 0
+    check_fit(planned.layers, planned.vocabulary, dtype)
+    return planned.kv_bytes(config.blocks * config.block_size, dtype, world)
+
+
+def _on_card(loaded: LoadedModel, config: EngineConfig, device: torch.device) -> ModelRunner:
+    check_fit(loaded.layers, loaded.vocabulary, loaded.dtype)
+    try:
+        return CudaRunner(loaded, cuda_platform(GpuLauncher(device), config.block_size), config)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the buffers of a step of {loaded.name} do not fit onto {device} beside its weights and KV: {error}",
+            hint="give a smaller --kv-tokens or --row-budget, or more cards with --tensor-parallel",
+        ) from error
+
+
+def check_device(name: str, ranks: int = 1) -> None:
+    """Refuse a device that cannot be used, before anything is started on it.
+
+    Args:
+        name: `cpu`, `cuda` or `cuda:N`.
+        ranks: Processes that this machine is to start, a card each.
+
+    Raises:
+        ConfigError: what is wrong, and what to do.
+    """
+    device = _device(name)
+    if device.type != "cuda":
+        return
+    check_gpu(device)
+    if ranks > 1 and device.index is not None:
+        raise ConfigError(
+            f"--device {name} is one card, --tensor-parallel {ranks} takes {ranks}",
+            hint="give --device cuda, and CUDA_VISIBLE_DEVICES for the cards to use",
+        )
+    if ranks > (count := torch.cuda.device_count()):
+        raise ConfigError(
+            f"--tensor-parallel {ranks} takes {ranks} cards, here are {count}", hint="give at most so many"
+        )
 
 
 def _device(name: str) -> torch.device:

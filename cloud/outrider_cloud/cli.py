@@ -117,12 +117,13 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 def serve(ready_file: Path | None, **flags: Any) -> None:
     """Serve the verifier until SIGTERM."""
-    from outrider_cloud.build import build_engine, build_runner  # noqa: PLC0415 - torch is slow to import
+    from outrider_cloud.build import build_engine, build_runner, check_device  # noqa: PLC0415 - torch is slow to import
     from outrider_cloud.parallel.team import assemble, backend_of, local_device  # noqa: PLC0415
     from outrider_cloud.service.config import ServiceConfig  # noqa: PLC0415
     from outrider_cloud.service.server import Server  # noqa: PLC0415
 
     engine_config = _engine_config(flags)
+    check_device(flags["device"], 1 if "RANK" in os.environ else flags["tensor_parallel"])
     team = assemble(
         flags["tensor_parallel"], flags["shards"], ordered=engine_config.exact, command=_another_rank(flags)
     )

@@ -75,6 +75,11 @@ def bundled_model() -> Path:
     return Path(str(files("outrider_cloud") / "bundled" / "target"))
 
 
+def model_folder(path: str | Path) -> Path:
+    """The folder that is meant, `bundled` included."""
+    return bundled_model() if str(path) == BUNDLED else Path(path)
+
+
 def bundled_draft() -> Path:
     """Folder of the draft that ships with the package, as a model; devices get it as a pack."""
     return Path(str(files("outrider_cloud") / "bundled" / "draft"))
@@ -88,6 +93,7 @@ def load_model(
     weights: Weights = Weights.NATIVE,
     device: torch.device | None = None,
     world: World | None = None,
+    kv_bytes: int = 0,
 ) -> LoadedModel:
     """Load a folder, or the bundled model for the name `bundled`, with its weights held as `weights` says.
 
@@ -98,12 +104,13 @@ def load_model(
         weights: How matrices are held.
         device: Where they live; None is the CPU.
         world: Whose shards of the model this process holds; None holds the whole model.
+        kv_bytes: What a card must have room for beside the weights.
 
     Raises:
-        ConfigError: if the folder is not a Hugging Face model with a tokenizer.
+        ConfigError: if the folder is not a Hugging Face model with a tokenizer, or does not fit onto the card.
         ModelError: if the model cannot be served exactly, or its weights cannot be read.
     """
-    folder = bundled_model() if str(path) == BUNDLED else Path(path)
+    folder = model_folder(path)
     for needed in ("config.json", "tokenizer.json"):
         if not (folder / needed).is_file():
             raise ConfigError(f"{folder} has no {needed}", hint="give a Hugging Face model folder")
@@ -111,7 +118,8 @@ def load_model(
     gate.check(config)
     if check:
         conformance.check(config)
-    model = _weights(folder, config, dtype, weights, device or torch.device("cpu"), world)
+    on = device or torch.device("cpu")
+    model = _weights(folder, config, dtype, weights, world, _Room(folder.name, on, kv_bytes))
     model.eval().requires_grad_(False)
     text, tokenizer_json = config.get_text_config(), (folder / "tokenizer.json").read_bytes()
     tokenizer = _read(folder, lambda: Tokenizer.from_str(tokenizer_json.decode()))
@@ -154,20 +162,20 @@ def fingerprint(folder: Path, weights: Weights = Weights.NATIVE) -> str:
 
 
 def _weights(
-    folder: Path, config: Any, dtype: torch.dtype, weights: Weights, device: torch.device, world: World | None
+    folder: Path, config: Any, dtype: torch.dtype, weights: Weights, world: World | None, room: _Room
 ) -> PreTrainedModel:
     """The model, its weights read one by one where the files allow it, else by transformers."""
+    device = room.device
     with _on_card(folder, device):
         if not _converted(config, dtype):
             model: PreTrainedModel = _read(folder, lambda: skeleton(config, dtype))
-            _check_room(model, weights, folder, device)
-            if read_weights(model, folder, weights=weights, device=device, world=world):
+            if read_weights(model, folder, weights=weights, device=device, world=world, room=room.check):
                 return model
         model = _read(folder, lambda: _load_weights(folder, dtype))
         if world is not None:
             shard(model, world)
         quantise(model, weights)
-        _check_room(model, Weights.NATIVE, folder, device)
+        room.check(needed_bytes(model, Weights.NATIVE))
         model.to(device)
         return model
 
@@ -196,24 +204,33 @@ def _load_weights(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     return loaded
 
 
-_NO_ROOM = "take a smaller model, a larger card, more cards (--tensor-parallel), or --weights int8"
+_NO_ROOM = "take a smaller model or --kv-tokens, a larger card, more cards (--tensor-parallel), or --weights int8"
 
 
-def _check_room(model: PreTrainedModel, weights: Weights, folder: Path, device: torch.device) -> None:
-    """Refuse a model that does not fit onto a card, before anything is read.
+@dataclass(frozen=True)
+class _Room:
+    """What a card must have room for: `kv_bytes` beside the weights of the model `name`."""
 
-    Raises:
-        ConfigError: if it does not.
-    """
-    if device.type != "cuda":
-        return
-    needed, (free, total) = needed_bytes(model, weights), torch.cuda.mem_get_info(device)
-    if needed > free:
-        raise ConfigError(
-            f"{folder.name} needs {needed / 2**30:.1f} GiB, {torch.cuda.get_device_name(device)} has "
-            f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free",
-            hint=_NO_ROOM,
-        )
+    name: str
+    device: torch.device
+    kv_bytes: int
+
+    def check(self, weight_bytes: int) -> None:
+        """Refuse what does not fit, before anything is read.
+
+        Raises:
+            ConfigError: if it does not.
+        """
+        if self.device.type != "cuda":
+            return
+        free, total = torch.cuda.mem_get_info(self.device)
+        if weight_bytes + self.kv_bytes > free:
+            kv = f" and {self.kv_bytes / 2**30:.2f} GiB of KV" if self.kv_bytes else ""
+            raise ConfigError(
+                f"{self.name} needs {weight_bytes / 2**30:.2f} GiB of weights{kv}, "
+                f"{torch.cuda.get_device_name(self.device)} has {free / 2**30:.2f} of {total / 2**30:.2f} GiB free",
+                hint=_NO_ROOM,
+            )
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from outrider_cloud.parallel.shards import Origin, shard
 from outrider_shared.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from transformers import PreTrainedModel
@@ -82,7 +82,13 @@ def needed_bytes(model: nn.Module, weights: Weights) -> int:
 
 
 def read_weights(
-    model: PreTrainedModel, folder: Path, *, weights: Weights, device: torch.device, world: World | None
+    model: PreTrainedModel,
+    folder: Path,
+    *,
+    weights: Weights,
+    device: torch.device,
+    world: World | None,
+    room: Callable[[int], None] | None = None,
 ) -> bool:
     """Fill a `skeleton` from the safetensors files of a folder.
 
@@ -92,6 +98,7 @@ def read_weights(
         weights: How matrices are held.
         device: Where.
         world: Whose shards of the model this process holds; None holds the whole model.
+        room: Told the bytes that this process will hold, before anything is read; it may refuse.
 
     Returns:
         Whether the files have all that the model wants, under its own names; if not, nothing was read.
@@ -105,6 +112,8 @@ def read_weights(
     places = _places(model, index, origins, tied)
     if places is None:
         return False
+    if room is not None:
+        room(needed_bytes(model, weights))
     to_quantise = {} if weights is Weights.NATIVE else {linear: (up, name) for up, name, linear in linears(model)}
     if weights is not Weights.NATIVE and not to_quantise:
         raise ModelError(f"{type(model).__name__} has no linear layers to hold as {weights}", hint="serve it as it is")

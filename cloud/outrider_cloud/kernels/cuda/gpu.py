@@ -99,7 +99,13 @@ class GpuLauncher:
         key = (variant, kernel, shared_bytes)
         if key not in self._kernels:
             module = self._cupy.RawModule(code=variant.text(), options=OPTIONS, backend="nvrtc")
-            function = module.get_function(kernel)
+            try:
+                function = module.get_function(kernel)  # compiles, or takes what was compiled before from CuPy's cache
+            except Exception as error:
+                raise ConfigError(
+                    f"CuPy cannot compile the kernels of {variant.name} here: {error}",
+                    hint="`outrider kernels check` compiles them without CuPy; do driver and CuPy fit (CUDA 13)?",
+                ) from error
             if shared_bytes > _DEFAULT_SHARED_BYTES:
                 function.max_dynamic_shared_size_bytes = shared_bytes
             self._kernels[key] = function

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from outrider_cloud.kernels.cuda.fit import kv_shape
 from outrider_cloud.kernels.cuda.launch import Long
 from outrider_cloud.kernels.cuda.source import kv_variant
 from outrider_cloud.kernels.kv import KvPool
-from outrider_shared.errors import ConfigError, ModelError
+from outrider_shared.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,13 +37,7 @@ class CudaKvPool(KvPool):
     def __init__(
         self, launcher: Launcher, layers: Sequence[LayerSpec], slots: int, dtype: torch.dtype, page_bits: int
     ) -> None:
-        shapes = {(s.kv_heads, s.k_dim, s.v_dim) for s in layers}
-        heads, dim, v_dim = next(iter(shapes))
-        if len(shapes) != 1 or dim != v_dim:
-            raise ModelError(
-                f"the layers' KV heads differ ({sorted(shapes)}: heads, key size, value size)",
-                hint="the GPU kernels need one size for all; serve this model with --device cpu",
-            )
+        heads, dim = kv_shape(layers)
         self._variant = kv_variant(dtype)
         self._launcher = launcher
         self.page_bits, self.slots, self.heads, self.dim = page_bits, slots, heads, dim
