@@ -18,7 +18,8 @@ import click
 from outrider_cloud.fleet.bench.place import place, quantiles
 from outrider_cloud.fleet.bench.registry import ROLLOUT, RegistryPlan, begun, fill, start_rollout
 from outrider_cloud.fleet.bench.service import new_home, running
-from outrider_cloud.fleet.serve import ADMIN_TOKEN, open_registry
+from outrider_cloud.fleet.home import ADMIN_TOKEN
+from outrider_cloud.fleet.serve import open_registry
 from support.browser import chromium
 
 if TYPE_CHECKING:

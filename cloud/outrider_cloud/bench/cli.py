@@ -7,11 +7,9 @@ import sys
 from typing import Any
 
 import click
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from outrider_cloud.bench.engine import bench_engine
 from outrider_shared.cli import TypedErrors
 from outrider_shared.logs import configure_logs
 
@@ -33,6 +31,10 @@ def bench() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def engine(model: str, steps: int, context: int, repeats: int, threads: int, *, as_json: bool) -> None:
     """Steps, rows and tokens per second of the engine, and its overhead around the model's forward."""
+    import torch  # noqa: PLC0415 - slow to import
+
+    from outrider_cloud.bench.engine import bench_engine  # noqa: PLC0415 - as above
+
     if threads:
         torch.set_num_threads(threads)
     console = Console(stderr=as_json)

@@ -13,11 +13,10 @@ import click
 
 from outrider_cloud.fleet import broker as mosquitto
 from outrider_cloud.fleet.artifacts.publish import publish, read_golden
-from outrider_cloud.fleet.controller import ControllerConfig
+from outrider_cloud.fleet.config import ControllerConfig, ServeConfig
 from outrider_cloud.fleet.demo.cli import demo
 from outrider_cloud.fleet.home import FleetHome, Settings
 from outrider_cloud.fleet.operate import COMMANDS
-from outrider_cloud.fleet.serve import ServeConfig, serve
 from outrider_cloud.fleet.simulate.behaviour import Behaviour, Draft
 from outrider_cloud.fleet.simulate.run import Plan, simulate
 from outrider_shared.cli import TypedErrors
@@ -108,6 +107,8 @@ for _command in (*COMMANDS, demo):
 @home_option
 def serve_command(*, dsn: str, admin_host: str, admin_port: int, keep_days: float, folder: Path) -> None:
     """Run the fleet service: controller, API and page, artifact server. Needs the broker."""
+    from outrider_cloud.fleet.serve import serve  # noqa: PLC0415 - the service is slow to import
+
     config = ServeConfig(dsn, admin_host, admin_port, ControllerConfig(keep_days=keep_days))
     asyncio.run(_until_ended(serve(FleetHome(folder), config)))
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import structlog
 import urllib3
 
+from outrider_cloud.fleet.config import ControllerConfig
 from outrider_cloud.fleet.registry import access, desired, devices, rollouts, webhooks
 from outrider_cloud.fleet.rollout.decide import decide
 from outrider_cloud.fleet.rollout.evidence import Window
@@ -43,21 +44,6 @@ _log = structlog.get_logger()
 _SWEEP_S = 60.0
 _JOIN_S = 15.0
 _http = urllib3.PoolManager()
-
-
-@dataclass(frozen=True, slots=True)
-class ControllerConfig:
-    """What an operator can set.
-
-    Attributes:
-        tick_s: How often roll-outs are looked at.
-        keep_days: How long telemetry is kept.
-        epoch: Of the desired states; raise it when the registry was restored from a backup.
-    """
-
-    tick_s: float = 0.5
-    keep_days: float = 30.0
-    epoch: int = 1
 
 
 @dataclass(slots=True)

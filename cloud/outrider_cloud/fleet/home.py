@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+ADMIN_TOKEN = "admin.token"  # noqa: S105 - the name of a file
 SETTINGS = "fleet.toml"
 _BROKER_HOST_ALL = "0.0.0.0"  # noqa: S104 - compared with, not listened on
 

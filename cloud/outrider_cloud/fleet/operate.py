@@ -12,7 +12,7 @@ import urllib3
 from rich.console import Console
 from rich.table import Table
 
-from outrider_cloud.fleet.serve import ADMIN_TOKEN
+from outrider_cloud.fleet.home import ADMIN_TOKEN
 from outrider_shared.cli import TypedErrors
 from outrider_shared.errors import ConfigError, OutriderError, UnavailableError
 

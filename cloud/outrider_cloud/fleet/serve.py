@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import structlog
@@ -19,7 +18,9 @@ from sqlalchemy import select
 
 from outrider_cloud.fleet.artifacts.server import artifact_app
 from outrider_cloud.fleet.broker_refusals import follow
-from outrider_cloud.fleet.controller import Controller, ControllerConfig
+from outrider_cloud.fleet.config import ServeConfig
+from outrider_cloud.fleet.controller import Controller
+from outrider_cloud.fleet.home import ADMIN_TOKEN
 from outrider_cloud.fleet.plane import Plane, PlaneConfig
 from outrider_cloud.fleet.registry import access
 from outrider_cloud.fleet.registry.access import Role
@@ -39,26 +40,8 @@ if TYPE_CHECKING:
 
     from outrider_cloud.fleet.home import FleetHome
 
-ADMIN_TOKEN = "admin.token"  # noqa: S105 - the name of a file
 _REFRESH_S = 86400.0
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class ServeConfig:
-    """What an operator can set.
-
-    Attributes:
-        dsn: The registry; a file in the fleet's folder by default.
-        admin_host, admin_port: Where page and API listen. There is no TLS on this one: keep it on loopback, or put a
-            proxy with TLS before it.
-        controller: See there.
-    """
-
-    dsn: str = ""
-    admin_host: str = "127.0.0.1"
-    admin_port: int = 8445
-    controller: ControllerConfig = field(default_factory=ControllerConfig)
 
 
 def open_registry(home: FleetHome, dsn: str = "") -> Database:

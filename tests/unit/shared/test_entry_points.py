@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -33,3 +36,16 @@ def test_benches_stand_below_one_command():
     """`outrider bench` is a group that loads its commands from a registry of their own."""
     assert isinstance(cli.bench, cli.InstalledBenches)
     assert cli.bench.registry == "outrider.bench"
+
+
+def test_help_is_quick():
+    """`outrider --help` imports every command for its short help: none may bring in what only its work needs."""
+    modules = [target.partition(":")[0] for group, _, target in _ENTRIES if group == cli.GROUP]
+    slow = "torch transformers scipy matplotlib fastapi starlette uvicorn sqlalchemy alembic"
+    code = (
+        f"import importlib, sys\nfor name in {modules}: importlib.import_module(name)\n"
+        f"sys.exit(', '.join(sorted(set({slow.split()}) & set(sys.modules))) or 0)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"imported {done.stderr}"

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import urllib3
 
 from outrider_cloud.fleet import broker
-from outrider_cloud.fleet.home import FleetHome, Settings
-from outrider_cloud.fleet.serve import ADMIN_TOKEN
+from outrider_cloud.fleet.home import ADMIN_TOKEN, FleetHome, Settings
 from outrider_shared.errors import UnavailableError
 
 if TYPE_CHECKING:

@@ -12,9 +12,8 @@ from outrider_cloud.fleet.artifacts.publish import publish, read_golden
 from outrider_cloud.fleet.broker import find_mosquitto
 from outrider_cloud.fleet.demo.packs import disturbed
 from outrider_cloud.fleet.demo.processes import Processes, free_port, listens
-from outrider_cloud.fleet.home import FleetHome, Settings
+from outrider_cloud.fleet.home import ADMIN_TOKEN, FleetHome, Settings
 from outrider_cloud.fleet.operate import Client
-from outrider_cloud.fleet.serve import ADMIN_TOKEN
 from outrider_shared.errors import InternalError, OutriderError
 
 if TYPE_CHECKING:

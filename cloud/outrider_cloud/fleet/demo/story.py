@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from outrider_cloud.fleet.demo.asker import Asker
 from outrider_cloud.fleet.demo.setting import BAD, DEVICE, FIRST, GOOD, Draft, Stage, until
-from outrider_cloud.fleet.registry.rollouts import place
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -192,6 +191,8 @@ class Story:
 def _named(draft: Draft, device: str, others: int) -> str:
     """A roll-out's order is by lot, drawn from its name: the first name whose lot puts the device into stage one."""
     names = [device, *(f"sim-{i:05d}" for i in range(others))]
+    from outrider_cloud.fleet.registry.rollouts import place  # noqa: PLC0415 - the registry is slow to import
+
     for number in itertools.count(1):
         name = f"{draft.name}-take-{number}"
         if sorted(names, key=lambda other: place(name, other)).index(device) < _FIRST_STAGE * len(names) - 1:
