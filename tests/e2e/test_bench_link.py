@@ -46,7 +46,9 @@ def test_all_methods_answer_alike_and_every_figure_is_there(tmp_path, more):
         for name, figure in figures.items():
             assert figure["identical_to_plain"], name
             assert cell["ratios"][name].keys() == {"plain", "colocated", "sync"}
-            assert figure["down_bytes_per_token"] > 0
+            assert figure["down_bytes_with_prompt_per_token"] > 0
+        # One commit may cost no more than the one-token answer that is taken off; twelve commits do.
+        assert figures["plain"]["down_bytes_per_token"] > 0
         assert figures["plain"]["cloud_steps_per_token"] == 1.0
         assert figures["plain"]["wasted_drafts_per_token"] == 0
         assert figures["plain"]["cloud_busy_ms_per_token"] >= 5.0
