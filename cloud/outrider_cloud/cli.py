@@ -111,6 +111,12 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="How long a record is kept at most.",
 )
+@click.option(
+    "--metrics",
+    default="",
+    metavar="HOST:PORT",
+    help="Serve metrics for Prometheus at http://HOST:PORT/metrics; no names and no texts are in them. Off by default.",
+)
 @click.option("--ready-file", type=click.Path(path_type=Path), help="Write the address here once serving.")
 @click.option(
     "--pace-step-ms", type=click.FloatRange(0), default=0.0, hidden=True, help="Benchmarks: least time of a step."
@@ -141,6 +147,7 @@ def serve(ready_file: Path | None, **flags: Any) -> None:
         share_prefixes=flags["share_prefixes"],
         drain_s=flags["drain_s"],
         replay=_replay(flags),
+        metrics=flags["metrics"],
     )
     placement["pace_step_s"] = flags["pace_step_ms"] / 1e3
     draft = None if flags["draft"] == "none" else flags["draft"]

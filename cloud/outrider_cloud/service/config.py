@@ -54,6 +54,7 @@ class ServiceConfig:
             `Opened.cached_tokens` and by time that another device used it lately; for devices of one owner.
         drain_s: How long a stopping service lets sessions finish before it asks them to go on elsewhere.
         replay: Where refused drafts of devices that agreed are kept; None keeps none.
+        metrics: HOST:PORT of the page for Prometheus; port 0 takes a free one, an empty text serves none.
     """
 
     listen: str = "127.0.0.1:0"
@@ -69,6 +70,7 @@ class ServiceConfig:
     share_prefixes: bool = False
     drain_s: float = 20.0
     replay: ReplayConfig | None = None
+    metrics: str = ""
 
     def __post_init__(self) -> None:
         if self.max_nodes_per_message < NODES_BEFORE_OPENED:
@@ -76,14 +78,21 @@ class ServiceConfig:
                 f"max_nodes_per_message is {self.max_nodes_per_message}",
                 hint=f"devices count on at least {NODES_BEFORE_OPENED}",
             )
-        host, separator, port = self.listen.rpartition(":")
-        if not separator or not host or not port.isdecimal() or int(port) > 65535:
-            raise ConfigError(f"listen address {self.listen!r} is not HOST:PORT")
+        host = _host(self.listen, "listen")
+        if self.metrics:
+            _host(self.metrics, "metrics")
         if self.tls is None and not self.insecure and not _loopback(host.strip("[]")):
             raise ConfigError(
                 f"{self.listen} is not a loopback address and there is no TLS",
                 hint="give --tls-cert and --tls-key, or --insecure if the network is trusted",
             )
+
+
+def _host(address: str, name: str) -> str:
+    host, separator, port = address.rpartition(":")
+    if not separator or not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"{name} address {address!r} is not HOST:PORT")
+    return host
 
 
 def _loopback(host: str) -> bool:

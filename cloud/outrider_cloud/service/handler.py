@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from outrider_cloud.model.loading import LoadedModel
     from outrider_cloud.replay.writer import ReplayWriter
     from outrider_cloud.service.config import ServiceConfig
+    from outrider_cloud.service.metrics import Metrics
     from outrider_shared.ids import SessionId
 
     Send = Callable[[pb.DecodeResponse], Awaitable[None]]
@@ -64,6 +65,7 @@ class Service:
         grammars: Compiles what answers must match; None refuses grammars.
         memory: Logs that devices need not send again.
         replay: Keeps the refused drafts of sessions that agreed; None keeps none.
+        metrics: Counts what happens; None counts nothing.
     """
 
     thread: EngineThread
@@ -74,6 +76,7 @@ class Service:
     grammars: GrammarCompiler | None = None
     memory: LogMemory = field(default_factory=lambda: LogMemory(0))
     replay: ReplayWriter | None = None
+    metrics: Metrics | None = None
 
 
 class SessionHandler:
@@ -93,6 +96,7 @@ class SessionHandler:
         self._recording: Recording | None = None
         self._left = False
         self._part_s = _PART_S
+        self._opened_at = time.monotonic()
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self, requests: AsyncIterator[pb.DecodeRequest]) -> OutriderError | None:
@@ -151,10 +155,13 @@ class SessionHandler:
 
     async def _refuse(self, error: OutriderError) -> OutriderError:
         await self._send_within(pb.DecodeResponse(error=error_to_wire(error)))
+        if self._service.metrics is not None:
+            self._service.metrics.refused(error.code)
         _log.info("session refused", device=self._device, code=error.code, reason=error.message)
         return error
 
     async def _serve(self, message: pb.Open, requests: AsyncIterator[pb.DecodeRequest]) -> None:
+        self._opened_at = time.monotonic()
         message, prefix, early = await self._whole(message, requests)
         request = read_open(message, self._service.model, prefix)
         request = self._recorded(dataclasses.replace(request, scope=self._scope()))
@@ -295,6 +302,7 @@ class SessionHandler:
 
     def _message(self, event: Event, stream: Stream) -> pb.DecodeResponse:
         if isinstance(event, Committed):
+            self._measure(event, stream)
             stream.log += event.tokens
             return pb.DecodeResponse(commit=commit_to_wire(event, self._service.model.vocabulary))
         assert isinstance(event, Opened)
@@ -309,6 +317,17 @@ class SessionHandler:
         )
         self._service.memory.keep(stream.log_key, self._device, stream.log)
         return pb.DecodeResponse(opened=opened)
+
+    def _measure(self, event: Committed, stream: Stream) -> None:
+        """Count a commit that is about to be told."""
+        metrics = self._service.metrics
+        if metrics is None:
+            return
+        prompt, taken_s = len(stream.request.prompt), time.monotonic() - self._opened_at
+        if event.tokens and len(stream.log) == prompt:
+            metrics.first_token(taken_s)
+        if event.usage is not None:
+            metrics.answered(event.usage, event.length - prompt, taken_s)
 
     def _end(self, error: Exception) -> None:
         if not self._ended.done():
@@ -328,6 +347,8 @@ class SessionHandler:
         if self._recording is not None and (record := self._recording.record()) is not None:
             assert self._service.replay is not None
             self._service.replay.put(record)
+        if self._service.metrics is not None:
+            self._service.metrics.left(outcome)
         _log.info("session left", session=session_id, device=self._device, outcome=outcome)
 
 

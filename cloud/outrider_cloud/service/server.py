@@ -20,6 +20,7 @@ from outrider_cloud.replay.writer import ReplayWriter
 from outrider_cloud.service.directory import Directory
 from outrider_cloud.service.handler import Service, SessionHandler
 from outrider_cloud.service.memory import LogMemory
+from outrider_cloud.service.metrics import Endpoint, Metrics
 from outrider_shared import wire
 from outrider_shared.errors import ConfigError, OutriderError, ProtocolError, UnavailableError
 from outrider_wire.v1 import verifier_pb2 as pb
@@ -67,6 +68,10 @@ class Server:
     Args:
         engine: Ready to run; the server's thread owns it from `start` on.
         config: Address and bounds.
+
+    Attributes:
+        metrics: What Prometheus reads.
+        metrics_address: HOST:PORT where it reads them; empty where they are not served.
     """
 
     def __init__(self, engine: Engine, config: ServiceConfig) -> None:
@@ -74,15 +79,20 @@ class Server:
         self._engine_config = engine.config
         self._thread = EngineThread(engine)
         self._grammars = GrammarCompiler(engine.runner.loaded, config.grammar_timeout_s)
+        directory = Directory(config.max_sessions_per_device)
+        self.metrics = Metrics(engine, directory)
+        self.metrics_address = ""
+        self._endpoint: Endpoint | None = None
         self._service = Service(
             self._thread,
             engine.runner.loaded,
             config,
-            Directory(config.max_sessions_per_device),
+            directory,
             engine.config.max_nodes,
             self._grammars,
             LogMemory(config.remembered_tokens),
             _replay(config, engine),
+            self.metrics,
         )
         self._draining = False
         self._health = health.aio.HealthServicer()
@@ -101,6 +111,10 @@ class Server:
         names = (wire.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         port = self._bind()
+        if self._config.metrics:
+            self._endpoint = Endpoint(self.metrics, self._config.metrics)
+            self.metrics_address = self._endpoint.address
+            _log.info("metrics", url=f"http://{self.metrics_address}/metrics")
         if self._service.replay is not None:
             self._service.replay.start()
         self._thread.start()
@@ -123,8 +137,7 @@ class Server:
         await self._server.stop(grace=2.0)
         await asyncio.to_thread(self._thread.stop)
         await asyncio.to_thread(self._grammars.close)
-        if self._service.replay is not None:
-            await asyncio.to_thread(self._service.replay.stop)
+        await self._close_threads()
 
     async def abandon(self, reason: str) -> None:
         """Send all sessions elsewhere at once; a step that waits for a lost rank is not waited for."""
@@ -133,8 +146,13 @@ class Server:
         for stream in self._service.directory.streams():
             stream.end(UnavailableError(reason, hint="resume at another replica"))
         await self._server.stop(grace=1.0)
+        await self._close_threads()
+
+    async def _close_threads(self) -> None:
         if self._service.replay is not None:
             await asyncio.to_thread(self._service.replay.stop)
+        if self._endpoint is not None:
+            await asyncio.to_thread(self._endpoint.close)
 
     async def serve_until_signal(self, on_ready: Callable[[str], None], failure: Failure | None = None) -> None:
         """Run until SIGTERM or SIGINT, then drain.
@@ -190,6 +208,7 @@ class Server:
         handler = SessionHandler(self._service, _device(context), _Writer(context.write))
         if self._draining:
             error: OutriderError | None = UnavailableError("the service is stopping", hint="try another replica")
+            self.metrics.refused("unavailable")
         else:
             error = await handler.run(_messages(requests))
         if error is not None:
