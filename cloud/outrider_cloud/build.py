@@ -92,6 +92,7 @@ def build_runner(
     on = _device(placement.get("device", "cpu"))
     if on.type == "cuda":
         check_gpu(on)
+        on = torch.device("cuda", on.index or 0)  # torch sets no device whose number it would have to guess
         torch.cuda.set_device(on)
     if isinstance(model, (str, Path)):
         dtype, weights = _dtype(placement.get("dtype", ""), on), placement.get("weights", Weights.NATIVE)

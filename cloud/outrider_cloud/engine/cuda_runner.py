@@ -6,6 +6,7 @@ A step writes its metadata into `StaticArrays`, copies it over, replays the grap
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -92,6 +93,9 @@ class CudaRunner(ModelRunner):
         if not config.exact:
             self.buckets = _powers_of_two(config.rows)
         self._capture = capture
+        device = platform.device
+        # A thread's current card is the first one unless it says otherwise, and captures are made on the current card.
+        self._current = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
         self._decoder = Decoder(loaded.model, loaded.layers, platform.layers) if is_known(loaded.model) else None
         self._windows = sorted({spec.window or 0 for spec in loaded.layers})
         self._ancestor_width = max(1, config.max_draft_rows)
@@ -138,7 +142,8 @@ class CudaRunner(ModelRunner):
         self._write(batch, size)
         self._arrays.upload()
         if size not in self._steps:
-            self._steps[size] = self._capture(lambda: self._compute(size))
+            with self._current:
+                self._steps[size] = self._capture(lambda: self._compute(size))
         result = self._steps[size]()
         self.forward_s += time.perf_counter() - started
         return result

@@ -49,15 +49,17 @@ def _disagreement(runner: ModelRunner, bucket: int, reference: int) -> str:
     """How rows in `bucket` differ from the same rows in `reference`; empty if they do not."""
     generator = np.random.default_rng(11)
     vocabulary, slots = runner.loaded.vocabulary, np.arange(runner.kv.slots)
-    most = runner.kv.slots // 4
+    # Each session's slots begin with a block of its own, as the engine's do: kernels find them through pages.
+    most = 1 << max(0, (runner.kv.slots // 4).bit_length() - 1)  # whole blocks, whatever their size
+    first, second, third, fourth = (slots[i * most : (i + 1) * most] for i in range(4))
     for _ in range(_TRIALS):
         count = min(bucket, max(2, bucket // 2), most)
         tokens = generator.integers(0, vocabulary, count).tolist()
         others = generator.integers(0, vocabulary, min(bucket - count, most)).tolist()
-        expected = runner.run(_batch([(tokens, slots[:count])]), reference)
-        beside = slots[2 * count : 2 * count + len(others)]
-        among = runner.run(_batch([(others, beside), (tokens, slots[count : 2 * count])]), bucket)[len(others) :]
-        alone = torch.cat([runner.run(_one(tokens, i, slots), bucket) for i in range(count)])
+        expected = runner.run(_batch([(tokens, first[:count])]), reference)
+        beside = [(others, second[: len(others)]), (tokens, third[:count])]
+        among = runner.run(_batch(beside), bucket)[len(others) :]
+        alone = torch.cat([runner.run(_one(tokens, i, fourth), bucket) for i in range(count)])
         for name, rows in (("beside another session's rows", among), ("in a step of their own", alone)):
             same = int((expected == rows).all(-1).sum())
             if same != count:

@@ -34,6 +34,8 @@ class StaticArrays:
         self._host = torch.zeros(int(starts[-1]), dtype=torch.int32, pin_memory=device.type == "cuda")
         self._device = torch.zeros(int(starts[-1]), dtype=torch.int32, device=device)
         self._used: dict[str, int] = {}
+        # Set behind the copies: the host's memory may be written again once it is reached.
+        self._copied: torch.cuda.Event | None = None
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """The array on the device, whole."""
@@ -42,6 +44,7 @@ class StaticArrays:
 
     def write(self, name: str, values: NDArray[np.int32] | list[int], fill: int = 0) -> None:
         """Set the array from its start, the rest to `fill` (of small arrays; of large ones the rest is left)."""
+        self._await_copies()
         start, end = self._range[name]
         flat = np.asarray(values, np.int32).reshape(-1)
         assert len(flat) <= end - start, f"{name} holds {end - start}, {len(flat)} were given"
@@ -53,9 +56,18 @@ class StaticArrays:
             self._used[name] = len(flat)
 
     def upload(self) -> None:
-        """Copy what was written, on the current stream."""
+        """Copy what was written, on the current stream; the next `write` waits for it."""
         self._device[: self._small_end].copy_(self._host[: self._small_end], non_blocking=True)
         for name, used in self._used.items():
             start = self._range[name][0]
             self._device[start : start + used].copy_(self._host[start : start + used], non_blocking=True)
         self._used.clear()
+        if self._device.is_cuda:
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def _await_copies(self) -> None:
+        """A step whose result nobody waited for may not have been copied yet."""
+        if self._copied is not None:
+            self._copied.synchronize()
+            self._copied = None

@@ -177,3 +177,25 @@ def test_static_arrays_hold_what_was_written_last():
     assert arrays["more"].tolist() == [0, 0, 0]
     with pytest.raises(AssertionError, match="holds 3"):
         arrays.write("more", [1, 2, 3, 4])
+
+
+def test_a_step_waits_for_the_copies_of_the_one_before(monkeypatch):
+    """Memory that a copy may still read is not written: on a card the next write waits for the last upload."""
+    arrays = StaticArrays({"few": 5}, torch.device("cpu"))
+    waited = []
+    arrays._copied = type("Event", (), {"synchronize": lambda _: waited.append(True)})()
+    arrays.write("few", [1])
+    arrays.write("few", [2])
+    assert waited == [True]
+
+
+def test_the_check_lays_sessions_into_blocks_of_their_own(host, tiny):
+    """Kernels find a session's keys through pages, so every session of the check begins with a page."""
+    runner, _ = make_runner(host, tiny, "llama", exact=True, buckets=(4, 8))
+    seen = []
+    run = runner.run
+    runner.run = lambda batch, bucket=0: seen.extend(batch.segments) or run(batch, bucket)
+    agreeing_buckets(runner)
+    starts = {int(np.concatenate((s.context, s.slots))[0]) for s in seen}
+    assert len(starts) == 4
+    assert all(start % 16 == 0 for start in starts)

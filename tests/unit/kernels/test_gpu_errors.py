@@ -40,7 +40,7 @@ def card(monkeypatch):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA A100")
-        monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: device.index + 0)  # as torch, no card unnamed
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 80 << 30))
         monkeypatch.setattr(gpu, "_cupy", lambda: None)
 
@@ -177,7 +177,7 @@ def test_memory_that_ends_while_weights_are_read(card, folder, monkeypatch):
     card()
     status, line = on_gpu("--model", path)
     assert status == 2
-    assert "does not fit onto cuda: CUDA out of memory" in line
+    assert "does not fit onto cuda:0: CUDA out of memory" in line
     assert "a larger card" in line
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,6 +62,16 @@ def _cupy() -> Any:
         ) from error
 
 
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """A stream by its address, in the protocol that CuPy asks for; torch's own streams have it in later versions."""
+
+    address: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.address
+
+
 class GpuLauncher:
     """Launches on one card. Capturable: nothing is allocated, and the stream is asked for at every launch.
 
@@ -90,8 +101,8 @@ class GpuLauncher:
         """Start a kernel; see `Launcher`."""
         values = tuple(_value(argument) for argument in arguments)
         # A stream remembered from outside a capture would record an empty graph.
-        stream = self._cupy.cuda.ExternalStream(torch.cuda.current_stream(self.device).cuda_stream)
-        with self._cupy.cuda.Device(self.device.index), stream:
+        stream = _Stream(torch.cuda.current_stream(self.device).cuda_stream)
+        with self._cupy.cuda.Device(self.device.index), self._cupy.cuda.Stream.from_external(stream):
             found = self._kernel(variant, kernel, shared_bytes)
             found(grid, (threads, 1, 1), values, shared_mem=shared_bytes)
 
