@@ -54,6 +54,18 @@ def test_hold_takes_at_most_half_of_plain_streamings_cloud_time(rtt, step):
     assert hold <= 0.5 * plain
 
 
+@pytest.mark.parametrize("rtt", [10, 100])
+def test_hold_takes_at_most_half_of_plain_streamings_cloud_time_with_many_sessions(rtt):
+    """16 devices, prompts in the prefix cache, rows enough: who is ready waits a little for the others."""
+    crowd = {"sessions": 16, "answers": 1, "stagger_s": 0.1, "warm_calibration": 1, "cached": True}
+    hold, plain = (
+        simulate(Scenario(methods.method(name), LinkProfile(rtt / 1e3), StepCost(0.025), **crowd))
+        for name in ("ours-hold", "plain")
+    )
+    assert hold["texts"] == plain["texts"]
+    assert hold["busy_ms_per_token"] <= 0.5 * plain["busy_ms_per_token"]
+
+
 @every_cell
 def test_auto_is_as_fast_as_the_faster_pace_at_low_load(rtt, step):
     """Within 5 %; where a round trip takes as long as a slow step, `hold` is 5.1 % faster."""

@@ -2,6 +2,7 @@
 
 Rules:
     * A session without a usable draft waits for one as long as its pace says (`patience_s`); all others are ready.
+    * Sessions of pace `hold` wait a little for each other, to step together (`gathering_until`).
     * Every ready session gets its next sure token before anyone gets drafts; least recently served first. So of n ready
       sessions each is served within ceil(n / rows) steps, whatever the others draft.
     * Prompts get at least `prefill_share` of the rows while they wait, and all that decoding leaves. Neither starves:
@@ -16,6 +17,7 @@ What it does not do: find memory (the engine does, and may shrink a plan), draft
 from __future__ import annotations
 
 import heapq
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -38,6 +40,8 @@ _LEAST_NODES = 4
 # Parts of a step's time: drafts expected within the first are waited for, until the second is over (decision 0005).
 _SOON = 0.2
 _LATEST = 0.4
+# Part of its usual wait for its own drafts that a session of pace `hold` waits for others' (decision 0031).
+_GATHERING = 0.5
 
 
 @dataclass(slots=True)
@@ -69,7 +73,25 @@ def ready(sessions: Iterable[Session], config: EngineConfig, now: float, step_s:
         step_s: How long a step takes these days; 0 if unknown.
     """
     present = [s for s in sessions if s.state is State.RUNNING]
-    return [s for s in present if not s.holds(now, patience_s(s, config, step_s))]
+    found = [s for s in present if not s.holds(now, patience_s(s, config, step_s))]
+    return [] if now < gathering_until(present, found, config, now, step_s) else found
+
+
+def gathering_until(
+    present: Sequence[Session], found: Sequence[Session], config: EngineConfig, now: float, step_s: float
+) -> float:
+    """Until when those who are ready wait for others, so that they share a step; minus infinity if they do not.
+
+    Only pace `hold` gathers, while nobody of another pace and no prompt is ready, for sessions whose drafts are due. It
+    ends half as long after the last commit as one of those ready is used to wait for its own drafts, or after a step's time.
+    """
+    if not found or any(s.request.pace is not Pace.HOLD or s.sure_rows > 1 or not s.response_s for s in found):
+        return -math.inf
+    due = [s.overdue_at for s in present if s.request.pace is Pace.HOLD and s.holds(now, config.hold_s)]
+    if not due or max(due) <= now:
+        return -math.inf
+    usual_s = min(max(_GATHERING * (s.response_s or 0.0), step_s) for s in found)
+    return min(max(due), max(s.hold_since for s in present) + min(config.hold_s, usual_s))
 
 
 def plan(running: Iterable[Session], config: EngineConfig) -> list[Work]:
@@ -179,4 +201,6 @@ def next_hold_end(sessions: Iterable[Session], config: EngineConfig, now: float,
     """When the first session that holds now gives up waiting; infinite if none holds."""
     running = [s for s in sessions if s.state is State.RUNNING]
     waits = [(s, patience_s(s, config, step_s)) for s in running]
-    return min((s.hold_since + wait for s, wait in waits if s.holds(now, wait)), default=float("inf"))
+    ends = [s.hold_since + wait for s, wait in waits if s.holds(now, wait)]
+    gathering = gathering_until(running, [s for s, wait in waits if not s.holds(now, wait)], config, now, step_s)
+    return min([*ends, gathering] if gathering > now else ends, default=math.inf)

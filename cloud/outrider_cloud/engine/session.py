@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _LEARNING_RATE = 0.1
 _REMEMBERED_COMMITS = 64
+# Times the usual time from a commit to its first draft: later than that, nobody else waits for it.
+_OVERDUE = 1.5
 # Percent of load: smaller changes are not worth their bytes.
 _WORTH_TELLING = 25
 
@@ -141,6 +143,11 @@ class Session:
         if self.no_drafts or self.generated + 1 >= self.request.max_tokens:
             return False
         return self.more_drafts or not self.tree.children
+
+    @property
+    def overdue_at(self) -> float:
+        """When drafts for its log's end are so late that nobody should wait for them; at once where none ever came."""
+        return self.hold_since + _OVERDUE * (self.response_s or 0.0)
 
     def note_commit(self, now: float) -> None:
         """The log grew: from here on drafts for its new end can come."""

@@ -52,6 +52,7 @@ class Scenario:
         seed: Of the jitter, and of when devices start (within `stagger_s`).
         stagger_s: Devices start at random within this time.
         warm_calibration: Answers that each device gives before it is measured, so that it knows its drafts.
+        cached: Whether prompts are in the cloud's prefix cache, as `outrider bench link` has them.
         first: Recorded answer that device 0 begins with.
         padding: Of every stream; None is none.
         pair: The models.
@@ -71,6 +72,7 @@ class Scenario:
     seed: int = 0
     stagger_s: float = 0.0
     warm_calibration: int = 2
+    cached: bool = False
     first: int = 0
     padding: Padding | None = None
     pair: Pair = field(default_factory=recorded)
@@ -109,6 +111,9 @@ async def _play(scenario: Scenario, loop) -> dict:
     for client in clients:
         for number in range(scenario.warm_calibration):
             await _answer(scenario, client, 7919 + number, loop)
+    if scenario.cached:
+        brief = dataclasses.replace(scenario, max_tokens=1)
+        await asyncio.gather(*(_device(brief, d, client, loop) for d, client in enumerate(clients)))
     base = dataclasses.replace(engine.stats)
     busy_s, up, down = task.busy_s, sum(n.up.bytes for n in networks), sum(n.down.bytes for n in networks)
     for at, profile in scenario.changes:

@@ -268,6 +268,35 @@ def test_ahead_waits_no_longer_than_its_drafts_have_won(won_s: float, response_s
     assert 0.0 <= patience_s(session, config(64), step_s) <= max(0.0, won_s)
 
 
+def gathering(*, due: bool = True, pace: Pace = Pace.HOLD, usual_s: float = 0.06) -> list[Session]:
+    """One session whose drafts are here, one of pace `hold` whose drafts are still to come; both committed just now."""
+    found = sessions(Given("a", pace=pace, drafts=CHAIN), Given("b", pace=Pace.HOLD))
+    for session in found:
+        session.response_s = usual_s
+    if not due:
+        found[1].response_s = None
+    return found
+
+
+def test_sessions_of_pace_hold_gather_for_one_step():
+    """Who is ready waits for whose drafts are due: not for a device that never sent any, nor while others step anyway."""
+    assert not next_step(gathering(), config(64), NOW + 0.02, STEP_S)
+    assert planned(next_step(gathering(due=False), config(64), NOW + 0.02, STEP_S)).keys() == {"a"}
+    assert planned(next_step(gathering(pace=Pace.AHEAD), config(64), NOW + 0.02, STEP_S)).keys() == {"a"}
+    prompt = sessions(Given("p", pace=Pace.HOLD, sure=9, computed=0))
+    assert planned(next_step(gathering() + prompt, config(64), NOW + 0.02, STEP_S)).keys() == {"a", "p"}
+
+
+@given(st.floats(0.001, 1.0), st.floats(0.001, 1.0))
+def test_gathering_ends(usual_s: float, step_s: float):
+    """At the latest half of a session's usual wait or a step's time after the last commit, and when the engine wakes."""
+    found = gathering(usual_s=usual_s)
+    end = next_hold_end(found, config(64), NOW, step_s)
+    assert NOW < end <= NOW + min(HOLD_S, max(usual_s / 2, step_s)) + 1e-9
+    assert not next_step(found, config(64), NOW + 0.5 * (end - NOW), step_s)
+    assert planned(next_step(found, config(64), end + 1e-9, step_s)).keys() >= {"a"}
+
+
 def test_auto_takes_part_in_steps_however_many_sessions_there_are():
     """Waiting for late drafts saved no cloud time under load: whoever was ready stepped alone (decision 0025)."""
     made = sessions(*(Given(str(n), pace=Pace.AUTO) for n in range(9)))
