@@ -83,7 +83,7 @@ def gathering_until(
     """Until when those who are ready wait for others, so that they share a step; minus infinity if they do not.
 
     Only pace `hold` gathers, while nobody of another pace and no prompt is ready, for sessions whose drafts are due. It
-    ends half as long after the last commit as one of those ready is used to wait for its own drafts, or after a step's time.
+    ends a step after the last commit, or half as long as one of those ready usually waits for its own drafts.
     """
     if not found or any(s.request.pace is not Pace.HOLD or s.sure_rows > 1 or not s.response_s for s in found):
         return -math.inf

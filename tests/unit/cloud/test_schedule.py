@@ -279,7 +279,7 @@ def gathering(*, due: bool = True, pace: Pace = Pace.HOLD, usual_s: float = 0.06
 
 
 def test_sessions_of_pace_hold_gather_for_one_step():
-    """Who is ready waits for whose drafts are due: not for a device that never sent any, nor while others step anyway."""
+    """Who is ready waits for whose drafts are due, not for a device that never sent any, nor while others step."""
     assert not next_step(gathering(), config(64), NOW + 0.02, STEP_S)
     assert planned(next_step(gathering(due=False), config(64), NOW + 0.02, STEP_S)).keys() == {"a"}
     assert planned(next_step(gathering(pace=Pace.AHEAD), config(64), NOW + 0.02, STEP_S)).keys() == {"a"}
@@ -289,7 +289,7 @@ def test_sessions_of_pace_hold_gather_for_one_step():
 
 @given(st.floats(0.001, 1.0), st.floats(0.001, 1.0))
 def test_gathering_ends(usual_s: float, step_s: float):
-    """At the latest half of a session's usual wait or a step's time after the last commit, and when the engine wakes."""
+    """Half of a session's usual wait or a step's time after the last commit at the latest; the engine wakes then."""
     found = gathering(usual_s=usual_s)
     end = next_hold_end(found, config(64), NOW, step_s)
     assert NOW < end <= NOW + min(HOLD_S, max(usual_s / 2, step_s)) + 1e-9
