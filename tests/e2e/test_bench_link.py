@@ -56,8 +56,21 @@ def test_all_methods_answer_alike_and_every_figure_is_there(tmp_path, more):
     helped = [cell["methods"][name] for cell in engine["cells"] for name in ("ours-ahead+draft", "ours-auto+draft")]
     # Whose drafts are there first is the machine's luck in any one cell, hardly in all of them.
     assert sum(figure["tokens_by_origin"]["cloud draft"] for figure in helped) > 0
+    expect_verdicts(result["verdicts"], beyond=more is BEYOND)
     if more is BEYOND:
         expect_beyond(engine)
+
+
+def expect_verdicts(verdicts, *, beyond):
+    """Each bar has its worst cell and says whether it was reached; in so small a run that is luck, but for the text."""
+    for verdict in verdicts:
+        assert verdict["reached"] == (verdict["held"] == verdict["cells"]) == (not verdict["missed"])
+        assert verdict["worst"] > 0
+    bars = {verdict["bar"]: verdict for verdict in verdicts}
+    assert bars["ahead: tokens/s of plain streaming"]["cells"] == 2
+    assert bars["the text of plain streaming, in parts of the cells"]["reached"]
+    assert any(bar.startswith("many devices") for bar in bars) == beyond
+    assert ("a dead link is told, s after it died" in bars) == beyond
 
 
 def expect_beyond(engine):

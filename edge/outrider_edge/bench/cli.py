@@ -21,6 +21,7 @@ from outrider_edge.bench.processes import make_identity
 from outrider_edge.bench.saved import Saved
 from outrider_edge.bench.setting import bench_command, bench_requests, machine
 from outrider_edge.bench.summary import BASELINES
+from outrider_edge.bench.verdicts import verdict_table, verdicts
 from outrider_edge.compare import BUNDLED
 from outrider_shared.cli import TypedErrors
 from outrider_shared.emulator.profile import LinkProfile
@@ -113,11 +114,13 @@ def link(out: Path | None, plots: Path | None, resume: Path | None, *, as_json: 
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory(prefix="outrider-bench-") as folder:
         engines = _measure(flags, Path(folder), console, Saved(resume, flags), dead=dead)
+    judged = verdicts(engines)
     result = {
         "command": bench_command("link"),
         "machine": machine(),
         "settings": flags,
         "notes": _NOTES,
+        "verdicts": judged,
         "engines": engines,
     }
     if out is not None:
@@ -131,6 +134,7 @@ def link(out: Path | None, plots: Path | None, resume: Path | None, *, as_json: 
             Console().print(_table(engine))
             for load in engine.get("high_load", []):
                 Console().print(_load_table(load))
+        Console().print(verdict_table(judged))
 
 
 def _stalls(flags: dict[str, Any]) -> bool:

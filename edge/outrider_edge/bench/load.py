@@ -63,6 +63,7 @@ def _figures(reports: Sequence[AnswerReport], wall_s: float, relay_draft_s: floa
         "aggregate_tokens_per_s": tokens / wall_s,
         "tokens_per_s_p50": percentile(rates, 50),
         "tokens_per_s_p5": percentile(rates, 5),
+        "cloud_draft_ms_per_token": 1e3 * relay_draft_s / tokens,
         "cloud_busy_ms_per_token": 1e3 * (sum(t.cloud_busy_s for t in totals) + relay_draft_s) / tokens,
         "cloud_rows_per_token": sum(t.cloud_rows for t in totals) / tokens,
         "tokens_by_origin": {

@@ -1,0 +1,191 @@
+"""Which bars the link is held to, and which of them a run has reached: each bar beside its worst cell.
+
+A bar is a bound on a figure of one cell, and which cells it is for. Bars are for links without stalls and of unlimited
+rate, where the figures that they compare were measured; texts are compared everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+Figure = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bound.
+
+    Attributes:
+        name: What is bounded.
+        least, most: The bound; one of them.
+        measured: (methods of a cell) -> the figure. A KeyError says that this run has no such method.
+        applies: (round-trip time, step time; both ms, 0 is the model's own step) -> whether it is for that cell.
+    """
+
+    name: str
+    measured: Callable[[Figure], float]
+    least: float | None = None
+    most: float | None = None
+    applies: Callable[[float, float], bool] = lambda _rtt_ms, _step_ms: True
+
+    @property
+    def bound(self) -> str:
+        """As text."""
+        return f">= {self.least:g}" if self.least is not None else f"<= {self.most:g}"
+
+    def slack(self, measured: float) -> float:
+        """How far a figure is on the right side; negative misses."""
+        return measured - self.least if self.least is not None else (self.most or 0.0) - measured
+
+
+def _speed(ours: str, base: str) -> Callable[[Figure], float]:
+    return _ratio("tokens_per_s", ours, base)
+
+
+def _ratio(metric: str, ours: str, base: str) -> Callable[[Figure], float]:
+    return lambda methods: float(methods[ours][metric] / methods[base][metric])
+
+
+def _to_better(metric: str, better: Callable[..., float]) -> Callable[[Figure], float]:
+    paces = ("ours-ahead", "ours-hold")
+    return lambda methods: float(methods["ours-auto"][metric] / better(methods[pace][metric] for pace in paces))
+
+
+def _to_engine_alone(methods: Figure) -> float:
+    """Co-located speculation's busy time less its drafter's: what is left where the edges draft."""
+    base = methods["colocated"]
+    alone = base["cloud_busy_ms_per_token"] - base["cloud_draft_ms_per_token"]
+    return float(methods["ours-auto+draft"]["cloud_busy_ms_per_token"] / alone)
+
+
+_BUSY = "cloud_busy_ms_per_token"
+
+CELL_BARS = (
+    Bar("ahead: tokens/s of plain streaming", _speed("ours-ahead", "plain"), least=0.98),
+    Bar(
+        "ahead: tokens/s of plain streaming, round trip up to 50 ms, step from 25 ms", _speed("ours-ahead", "plain"),
+        least=1.5, applies=lambda rtt_ms, step_ms: rtt_ms <= 50 and step_ms >= 25,
+    ),
+    Bar("ahead: tokens/s of synchronous speculation", _speed("ours-ahead", "sync"), least=1.0),
+    Bar(
+        "ahead: tokens/s of synchronous speculation, round trip from 100 ms", _speed("ours-ahead", "sync"),
+        least=1.3, applies=lambda rtt_ms, _step_ms: rtt_ms >= 100,
+    ),
+    Bar("auto with a draft in the cloud: tokens/s of co-located", _speed("ours-auto+draft", "colocated"), least=0.98),
+    Bar("hold: cloud busy time of plain streaming", _ratio(_BUSY, "ours-hold", "plain"), most=0.5),
+    Bar("auto: tokens/s of the better of ahead and hold", _to_better("tokens_per_s", max), least=0.95),
+    Bar(
+        "auto: bytes up per token, round trip 50 ms", lambda methods: float(methods["ours-auto"]["up_bytes_per_token"]),
+        most=16.0, applies=lambda rtt_ms, _step_ms: rtt_ms == 50,
+    ),
+    Bar(
+        "auto: bytes down per token, round trip 50 ms",
+        lambda methods: float(methods["ours-auto"]["down_bytes_per_token"]),
+        most=12.0, applies=lambda rtt_ms, _step_ms: rtt_ms == 50,
+    ),
+)  # fmt: skip
+LOAD_BARS = (
+    Bar(
+        "many devices, auto with a draft in the cloud: busy time of co-located without its drafter's", _to_engine_alone,
+        most=1.0,
+    ),
+    Bar("many devices, hold: cloud busy time of plain streaming", _ratio(_BUSY, "ours-hold", "plain"), most=0.5),
+    Bar("many devices, auto: cloud busy time of the better of ahead and hold", _to_better(_BUSY, min), most=1.05),
+)  # fmt: skip
+_SAME = Bar("the text of plain streaming, in parts of the cells", lambda methods: float(_same(methods)), least=1.0)
+_TOLD = "a dead link is told, s after it died"
+
+
+def verdicts(engines: Sequence[Figure]) -> list[dict[str, Any]]:
+    """Every bar with what was measured, in the order of the bars; those that nothing was measured for are left out.
+
+    Returns:
+        Objects with `bar`, `bound`, `worst` (the figure of the worst cell), `cell` (which that is), `cells` (how many
+        it is for), `held` (how many reach it), `reached` (whether all do), and `missed` (figure by cell).
+    """
+    cells = [(_place(engine, cell), engine["step_ms"] or 0.0, cell) for engine in engines for cell in engine["cells"]]
+    loads = [
+        (f"{load['sessions']} devices, {_place(engine, load)}", engine["step_ms"] or 0.0, load)
+        for engine in engines
+        for load in engine.get("high_load", [])
+    ]
+    clean = [entry for entry in cells if _is_clean(entry[2])]
+    judged = [
+        *(_judge(bar, clean) for bar in CELL_BARS),
+        *(_judge(bar, [entry for entry in loads if _is_clean(entry[2])]) for bar in LOAD_BARS),
+        _judge(_SAME, [*cells, *loads]),
+        *map(_dead, (engine for engine in engines if "dead_link" in engine)),
+    ]
+    return [verdict for verdict in judged if verdict is not None]
+
+
+def _judge(bar: Bar, entries: Sequence[tuple[str, float, Figure]]) -> dict[str, Any] | None:
+    found = dict[str, float]()
+    for place, step_ms, cell in entries:
+        if not bar.applies(cell["link"]["rtt_ms"], step_ms):
+            continue
+        try:
+            found[place] = bar.measured(cell["methods"])
+        except (KeyError, ZeroDivisionError):
+            continue  # the run left that method out
+    return _verdict(bar, found) if found else None
+
+
+def _verdict(bar: Bar, found: dict[str, float]) -> dict[str, Any]:
+    worst = min(found, key=lambda place: bar.slack(found[place]))
+    missed = {place: figure for place, figure in found.items() if bar.slack(figure) < 0}
+    return {
+        "bar": bar.name,
+        "bound": bar.bound,
+        "worst": found[worst],
+        "cell": worst,
+        "cells": len(found),
+        "held": len(found) - len(missed),
+        "reached": not missed,
+        "missed": missed,
+    }
+
+
+def _dead(engine: Figure) -> dict[str, Any]:
+    modes = engine["dead_link"]["modes"]
+    told = {f"offline {name}": float(mode["told_s"] or math.inf) for name, mode in modes.items()}
+    most = max(float(mode["offline_after_s"]) for mode in modes.values())
+    return _verdict(Bar(_TOLD, _same, most=most), told)
+
+
+def _same(methods: Figure) -> bool:
+    return all(figure["identical_to_plain"] for figure in methods.values())
+
+
+def _is_clean(cell: Figure) -> bool:
+    return not cell["link"]["loss"] and not cell["link"]["rate_kbit"]
+
+
+def _place(engine: Figure, cell: Figure) -> str:
+    link = cell["link"]
+    extra = [f"{link['rate_kbit']:g} kbit/s"] if link["rate_kbit"] else []
+    extra += [f"{link['loss']:.0%} stalls"] if link["loss"] else []
+    step = f"step {engine['step_ms']:g} ms" if engine["step_ms"] else "own step"
+    return ", ".join([f"rtt {link['rtt_ms']:g} ms", *extra, step])
+
+
+def verdict_table(judged: Sequence[dict[str, Any]]) -> Table:
+    """For a terminal."""
+    table = Table("bar", "bound", "worst", "where", "cells", "", title="what the link is held to")
+    for row in _rows(judged):
+        table.add_row(*row)
+    return table
+
+
+def _rows(judged: Sequence[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    for verdict in judged:
+        held = f"{verdict['held']}/{verdict['cells']}"
+        word = "pass" if verdict["reached"] else "MISS"
+        yield verdict["bar"], verdict["bound"], f"{verdict['worst']:.2f}", verdict["cell"], held, word
