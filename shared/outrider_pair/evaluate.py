@@ -11,9 +11,9 @@ from outrider_cloud.engine.config import EngineConfig
 from outrider_cloud.model.loading import load_model
 from outrider_cloud.model.plain import plain_model
 from outrider_cloud.model.weights import Weights
-from outrider_cloud.train.evaluate import parse_calls
 from outrider_edge.draft.runtime import DraftModel
 from outrider_edge.draft.timing import pass_times
+from outrider_pair.calls import call_figures
 from outrider_pair.cells import SHAPES, TREE, Cell, Plan, run_cell, summary
 from outrider_pair.places import bits_per_byte, place_figures
 from outrider_pair.statistics import compare_ratios
@@ -150,19 +150,11 @@ def _title(pack: Pack) -> str:
 
 
 def _calls(cells: Cells, plan: Plan, tokenizer: Tokenizer) -> dict[str, Any] | None:
-    """Of the target's greedy answers with a tool call, the share whose calls parse and name a device of the house."""
+    """Of the target's greedy answers; None where temperature 0 was not asked for, or no text is about a house."""
     cell = cells.get((0, 0.0, TREE))
-    asked = [(t, a) for t, a in zip(plan.texts, cell.answers, strict=True) if t.devices] if cell else []
-    if not asked:
+    if cell is None:
         return None
-    called = good = 0
-    for text, each in asked:
-        answer = tokenizer.decode(each.tokens, skip_special_tokens=False)
-        if "<tool_call>" in answer:
-            calls = parse_calls(answer) or []
-            called += 1
-            good += bool(calls) and all(call["arguments"].get("name") in text.devices for call in calls)
-    return {"answers": len(asked), "with_call": called, "well_formed_share": good / called if called else None}
+    return call_figures(plan.texts, [tokenizer.decode(each.tokens, skip_special_tokens=False) for each in cell.answers])
 
 
 def _against(cells: Cells, packs: Sequence[Pack], plan: Plan) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,7 +67,10 @@ def _figures(scores: Scores) -> dict[str, Any]:
 def bits_per_byte(
     model: DraftModel, target: torch.nn.Module, plan: Plan, answers: Cell, tokenizer: Tokenizer
 ) -> dict[str, dict[str, Any]]:
-    """Per domain, bits per byte of draft and target on the data's own answers, else on the target's of `answers`."""
+    """Per domain, bits per byte of draft and target on the data's own answers, else on the target's of `answers`.
+
+    `nats_per_token` tells the same as the loss that training reports.
+    """
     runtime = model.new_runtime()
     sums: dict[str, dict[str, Any]] = {}
     for text, each in zip(plan.texts, answers.answers, strict=True):
@@ -76,14 +80,18 @@ def bits_per_byte(
         if not size:
             continue
         kind = "the data's answers" if text.reference else f"the target's answers at T = {answers.temperature:g}"
-        into = sums.setdefault(text.domain, {"text": kind, "bytes": 0, "draft": 0.0, "target": 0.0})
+        into = sums.setdefault(text.domain, {"text": kind, "bytes": 0, "tokens": 0, "draft": 0.0, "target": 0.0})
         for side, spent in _bits(runtime, target, text.prompt, wanted).items():
             into[side] += spent
         into["bytes"] += size
-    return {
-        domain: {**each, "draft": each["draft"] / each["bytes"], "target": each["target"] / each["bytes"]}
-        for domain, each in sums.items()
-    }
+        into["tokens"] += len(wanted)
+    return {domain: each | _rates(each) for domain, each in sums.items()}
+
+
+def _rates(sums: dict[str, Any]) -> dict[str, Any]:
+    sides = ("draft", "target")
+    nats = {side: sums[side] * math.log(2) / sums["tokens"] for side in sides}
+    return {side: sums[side] / sums["bytes"] for side in sides} | {"nats_per_token": nats}
 
 
 def _bits(

@@ -7,8 +7,8 @@ import html
 import json
 from typing import TYPE_CHECKING, Any
 
-from outrider_cloud.train.plots import Series, draw_bars, draw_lines, pyplot
 from outrider_pair.cells import TREE
+from outrider_pair.plots import Series, draw_bars, draw_lines, pyplot
 from outrider_shared.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _page(result: dict[str, Any], plots: list[tuple[str, Path]]) -> str:
         *(_image(path, told) for told, path in plots),
         "</div><h2>Place by place</h2>",
         _places(result),
-        "<h2>Bits per byte</h2>",
+        "<h2>Loss on held-out answers</h2>",
         _bits(result),
     ]
     title = f"Evaluation of {_text(pack['name'])}"
@@ -153,7 +153,16 @@ def _calls(calls: dict[str, Any] | None) -> str:
         return ""
     return (
         f"<p>Of {calls['with_call']} greedy answers with a tool call, <b>{calls['well_formed_share']:.0%}</b> parse "
-        "and name a device of the house.</p>"
+        f"and name a device of the house.{_compared(calls)}</p>"
+    )
+
+
+def _compared(calls: dict[str, Any]) -> str:
+    if not calls["compared"] or not calls["wanted"]:
+        return ""
+    return (
+        f" Of {calls['wanted']} requests that ask for a call, {calls['wanted_well_formed_share']:.0%} get well-formed "
+        f"ones; {calls['same_share']:.0%} of all {calls['compared']} answers call exactly what the data's do."
     )
 
 
@@ -196,11 +205,13 @@ def _places(result: dict[str, Any]) -> str:
 
 def _bits(result: dict[str, Any]) -> str:
     rows = [
-        [pack["precision"], domain, each["text"], f"{each['draft']:.3f}", f"{each['target']:.3f}"]
+        [pack["precision"], domain, each["text"], f"{each['draft']:.3f}", f"{each['target']:.3f}",
+         f"{each['nats_per_token']['draft']:.3f}", f"{each['nats_per_token']['target']:.3f}"]
         for pack in result["packs"]
         for domain, each in pack["bits_per_byte"].items()
-    ]
-    return _table(["pack", "domain", "text", "draft", "target"], rows)
+    ]  # fmt: skip
+    heads = ["pack", "domain", "text", "draft, bits a byte", "target", "draft, nats a token", "target"]
+    return _table(heads, rows)
 
 
 def _table(heads: list[str], rows: list[list[Any]]) -> str:

@@ -53,6 +53,8 @@ def _packs(result: dict[str, Any]) -> Table:
     calls = result["target"]["calls"]
     share = calls and calls["well_formed_share"]
     told = f"; {share:.0%} of {calls['with_call']} greedy tool calls are well formed" if share is not None else ""
+    if calls and calls["wanted"]:
+        told += f", and the calls of {calls['same_share']:.0%} of all {calls['compared']} answers are the data's"
     table = Table("pack", "T", title=f"target {result['target']['name']}{told}")
     for name in ("MB", "us: 1/2/4/8 rows", "TV", "hit", "in two", "AUC margin/p/entropy"):
         table.add_column(name, justify="right")

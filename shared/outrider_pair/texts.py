@@ -1,8 +1,8 @@
 """The requests to evaluate on: JSON lines of the usual kinds, as prompts in tokens, each with the domain it is of.
 
-Kinds of rows: `messages` (a chat; a last turn of the assistant is the reference), `question` or `prompt` (with `answer`
-or `completion`), `turns` (the first is asked), `text` (its first third is the prompt). `domain` names the domain,
-by default the file does. Files may be compressed (`.zst`).
+Kinds of rows: `messages` (a chat; `answer`, or a last turn of the assistant, is the reference), `question` or `prompt`
+(with `answer` or `completion`), `turns` (the first is asked), `text` (its first third is the prompt). `domain` names
+the domain, by default the file does; `devices` are what a tool call may name. Files may be compressed (`.zst`).
 """
 
 from __future__ import annotations
@@ -150,6 +150,7 @@ def _chat(row: dict[str, Any]) -> tuple[list[dict[str, str]], str]:
         turns = [(str(turn["role"]), str(turn["content"] or "")) for turn in row["messages"]]
         asked = max(i for i, (role, _) in enumerate(turns) if role == "user") + 1
         reference = turns[asked][1] if len(turns) > asked and turns[asked][0] == "assistant" else ""
+        reference = str(row.get("answer", reference))
         return [{"role": role, "content": content} for role, content in turns[:asked]], reference
     if "turns" in row:
         return [{"role": "user", "content": str(row["turns"][0])}], ""

@@ -58,10 +58,10 @@ def train() -> None:
 @JSON
 def target(config: str, data: tuple[Path, ...], out: Path, work: Path | None, sets: tuple[str, ...], skip_broken: bool, force: bool, as_json: bool, **flags: Any) -> None:  # fmt: skip
     """Train a target: any Hugging Face causal configuration on any texts. Goes on where it was cut off."""
-    from outrider_cloud.train.documents import Reading  # noqa: PLC0415
+    from outrider_cloud.train.loop.world import joined  # noqa: PLC0415
+    from outrider_cloud.train.runs.target import TargetRun  # noqa: PLC0415
     from outrider_cloud.train.settings import TargetRecipe, read_recipe  # noqa: PLC0415
-    from outrider_cloud.train.target import TargetRun  # noqa: PLC0415
-    from outrider_cloud.train.world import joined  # noqa: PLC0415
+    from outrider_cloud.train.texts.documents import Reading  # noqa: PLC0415
 
     recipe = read_recipe(TargetRecipe, config, overrides(sets, **flags))
     place = work_folder(out, work, force=force)
@@ -82,11 +82,11 @@ def target(config: str, data: tuple[Path, ...], out: Path, work: Path | None, se
 def draft(target_folder: Path, config: str, data: tuple[Path, ...], out: Path, work: Path | None, keep: str | None, sets: tuple[str, ...], skip_broken: bool, force: bool, as_json: bool, **flags: Any) -> None:  # fmt: skip  # noqa: PLR0913, PLR0917 - flags
     """Distil a draft for a target and make its pack. Without --data it learns from the target's own samples alone."""
     from outrider_cloud.pack.export import Request, export_pack  # noqa: PLC0415
-    from outrider_cloud.train.documents import Reading  # noqa: PLC0415
-    from outrider_cloud.train.keep import Keep  # noqa: PLC0415
-    from outrider_cloud.train.making import DraftRun  # noqa: PLC0415
+    from outrider_cloud.train.loop.world import joined  # noqa: PLC0415
+    from outrider_cloud.train.prune.keep import Keep  # noqa: PLC0415
+    from outrider_cloud.train.runs.draft import DraftRun  # noqa: PLC0415
     from outrider_cloud.train.settings import DraftRecipe, read_recipe  # noqa: PLC0415
-    from outrider_cloud.train.world import joined  # noqa: PLC0415
+    from outrider_cloud.train.texts.documents import Reading  # noqa: PLC0415
     from outrider_shared.packs import Precision  # noqa: PLC0415
 
     over = overrides(sets, **flags)
@@ -121,11 +121,11 @@ def replay(target_folder: Path, config: str, data: tuple[Path, ...], out: Path, 
     """Train a pack's draft further, on what fleets reported: where drafts were refused, by leave of the devices."""
     from outrider_cloud.model.loading import BUNDLED, bundled_draft  # noqa: PLC0415
     from outrider_cloud.pack.export import Request, export_pack  # noqa: PLC0415
-    from outrider_cloud.train.documents import Reading  # noqa: PLC0415
-    from outrider_cloud.train.replaying import ReplayRun  # noqa: PLC0415
-    from outrider_cloud.train.reported import ReportedSource  # noqa: PLC0415
+    from outrider_cloud.train.loop.world import joined  # noqa: PLC0415
+    from outrider_cloud.train.runs.replay import ReplayRun  # noqa: PLC0415
     from outrider_cloud.train.settings import ReplayRecipe, read_recipe  # noqa: PLC0415
-    from outrider_cloud.train.world import joined  # noqa: PLC0415
+    from outrider_cloud.train.texts.documents import Reading  # noqa: PLC0415
+    from outrider_cloud.train.texts.reported import ReportedSource  # noqa: PLC0415
     from outrider_shared.packs import Precision  # noqa: PLC0415
 
     recipe = read_recipe(ReplayRecipe, config, overrides(sets, **flags))
@@ -173,9 +173,9 @@ def replay(target_folder: Path, config: str, data: tuple[Path, ...], out: Path, 
 @JSON
 def prune(target_folder: Path, keep: str, data: tuple[Path, ...], out: Path, prompts: int, skip_broken: bool, force: bool, as_json: bool) -> None:  # fmt: skip
     """Make a smaller model out of a larger one; the result is an ordinary Hugging Face folder, to be healed by training."""
-    from outrider_cloud.train.documents import Reading  # noqa: PLC0415
-    from outrider_cloud.train.keep import Keep  # noqa: PLC0415
-    from outrider_cloud.train.pruning import prune_folder  # noqa: PLC0415
+    from outrider_cloud.train.prune.keep import Keep  # noqa: PLC0415
+    from outrider_cloud.train.runs.prune import prune_folder  # noqa: PLC0415
+    from outrider_cloud.train.texts.documents import Reading  # noqa: PLC0415
 
     empty_or_forced(out, force=force)
     folder = model_folder(target_folder)
@@ -211,10 +211,10 @@ def prune(target_folder: Path, keep: str, data: tuple[Path, ...], out: Path, pro
 def table(data: Path, out: Path, steps: int, prompts: int, names: tuple[str, ...], as_json: bool) -> None:
     """Compare initialisations, data and losses on the bundled pair: the same size, steps and tokens in every row."""
     from outrider_cloud.bench.machine import machine  # noqa: PLC0415
-    from outrider_cloud.train.distillation import DistilConfig  # noqa: PLC0415
-    from outrider_cloud.train.fit import FitConfig  # noqa: PLC0415
-    from outrider_cloud.train.home_table import home_table  # noqa: PLC0415
-    from outrider_cloud.train.table import ROWS, as_markdown  # noqa: PLC0415
+    from outrider_cloud.train.distil.distillation import DistilConfig  # noqa: PLC0415
+    from outrider_cloud.train.distil.table import ROWS, as_markdown  # noqa: PLC0415
+    from outrider_cloud.train.home.table import home_table  # noqa: PLC0415
+    from outrider_cloud.train.loop.config import FitConfig  # noqa: PLC0415
 
     console = Console(stderr=True)
     fit = FitConfig(steps, warmup_steps=30, checkpoint_every=100, validate_every=steps)
@@ -232,7 +232,7 @@ def table(data: Path, out: Path, steps: int, prompts: int, names: tuple[str, ...
 @click.option("--each", type=click.IntRange(1), default=240, show_default=True, help="Requests of a domain at most.")
 def requests(data: Path, out: Path, each: int) -> None:
     """Write the held-out requests of the bundled pair's data, a file per domain, for `outrider train eval --data`."""
-    from outrider_cloud.train.requests import held_out_requests, write_requests  # noqa: PLC0415
+    from outrider_cloud.train.home.requests import held_out_requests, write_requests  # noqa: PLC0415
 
     out.mkdir(parents=True, exist_ok=True)
     for domain, rows in held_out_requests(data, each).items():

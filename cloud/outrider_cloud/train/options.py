@@ -15,7 +15,7 @@ from outrider_shared.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from outrider_cloud.train.world import World
+    from outrider_cloud.train.loop.world import World
 
 _PATH = click.Path(path_type=Path)
 DATA = click.option("--data", type=click.Path(path_type=Path, exists=True), multiple=True, help="Text file or folder; may come more than once.")  # fmt: skip

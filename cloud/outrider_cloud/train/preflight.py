@@ -15,7 +15,7 @@ from outrider_shared.packs import tokenizer_fingerprint
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from outrider_cloud.train.distillation import DistilConfig
+    from outrider_cloud.train.distil.distillation import DistilConfig
 
 # Model types that `outrider pack` is known to export.
 EXPORTED = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})

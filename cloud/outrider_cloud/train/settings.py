@@ -11,10 +11,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-from outrider_cloud.train.distillation import DistilConfig
-from outrider_cloud.train.fit import FitConfig
-from outrider_cloud.train.keep import Keep
-from outrider_cloud.train.reported import ReplayConfig
+from outrider_cloud.train.distil.distillation import DistilConfig
+from outrider_cloud.train.loop.config import FitConfig
+from outrider_cloud.train.prune.keep import Keep
+from outrider_cloud.train.texts.reported import ReplayConfig
 from outrider_shared.errors import ConfigError
 
 Made = TypeVar("Made")
@@ -59,25 +59,33 @@ class StudentConfig:
 
 @dataclass(frozen=True)
 class DraftRecipe:
-    """How a draft is made for a target."""
+    """How a draft is made for a target.
+
+    Attributes:
+        precision: Of the pack.
+        dtype: `float32` or `bfloat16`: how the draft's model folder keeps its weights, and what the pack is made from.
+        name: Of the pack; by default its folder's.
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     distil: DistilConfig = field(default_factory=DistilConfig)
     fit: FitConfig = field(default_factory=lambda: FitConfig(2000, checkpoint_every=200, validate_every=200))
     precision: str = "int8"
+    dtype: str = "float32"
     name: str = ""
 
 
 @dataclass(frozen=True)
 class ReplayRecipe:
-    """How a draft learns from what fleets reported."""
+    """How a draft learns from what fleets reported; fields are those of a draft's recipe."""
 
     data: DataConfig = field(default_factory=DataConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     distil: DistilConfig = field(default_factory=DistilConfig)
     fit: FitConfig = field(default_factory=lambda: FitConfig(400, checkpoint_every=50, validate_every=50))
     precision: str = "int8"
+    dtype: str = "float32"
     name: str = ""
 
 
@@ -91,6 +99,7 @@ class TargetRecipe:
         tokenizer: Path of a tokenizer.json, or a folder with one.
         tokens_per_batch: Padding included.
         seed: Of fresh weights.
+        dtype: `float32` or `bfloat16`: how the folder keeps its weights.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -99,6 +108,7 @@ class TargetRecipe:
     tokenizer: str = ""
     tokens_per_batch: int = 8192
     seed: int = 1
+    dtype: str = "float32"
     fit: FitConfig = field(default_factory=lambda: FitConfig(2000))
 
 

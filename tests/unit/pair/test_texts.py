@@ -17,6 +17,7 @@ ROWS = [
     {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}], "devices": ["Lamp"]},
     {"question": "1 + 1?", "answer": "2"},
     {"turns": ["Write.", "Again."]},
+    {"messages": [{"role": "user", "content": "hi"}], "answer": "hello again"},
     {"text": "# am\n\n> Android activity manager, with many words.", "domain": "help"},
 ]
 
@@ -36,9 +37,9 @@ def lines() -> str:
 def test_every_kind_of_row_is_a_request(tmp_path, lines):
     (tmp_path / "mix.jsonl.zst").write_bytes(zstandard.compress(lines.encode()))
     rows = read(tmp_path / "mix.jsonl.zst").rows
-    assert [row.domain for row in rows] == ["mix", "mix", "mix", "help"]
-    assert [row.reference for row in rows[:3]] == ["hello", "2", ""]
-    assert rows[3].reference.endswith("many words.")
+    assert [row.domain for row in rows] == ["mix", "mix", "mix", "mix", "help"]
+    assert [row.reference for row in rows[:4]] == ["hello", "2", "", "hello again"]
+    assert rows[4].reference.endswith("many words.")
     assert rows[0].devices == ("Lamp",)
 
 
@@ -46,10 +47,10 @@ def test_every_kind_of_row_is_a_request(tmp_path, lines):
 def test_a_broken_line_is_named_or_left_out(tmp_path, lines, broken):
     path = tmp_path / "data.jsonl"
     path.write_text(lines + broken + "\n")
-    with pytest.raises(ConfigError, match=r"data\.jsonl:5 .*--skip-broken"):
+    with pytest.raises(ConfigError, match=r"data\.jsonl:6 .*--skip-broken"):
         read(path)
     texts = read(path, skip_broken=True)
-    assert (len(texts.rows), texts.broken) == (4, [f"{path}:5"])
+    assert (len(texts.rows), texts.broken) == (5, [f"{path}:6"])
 
 
 def test_what_does_not_fit_is_counted_and_nothing_left_is_an_error(tmp_path, lines):

@@ -7,9 +7,9 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from outrider_cloud.train.chat import render
-from outrider_cloud.train.corpus import Call, Chat, Message
-from outrider_cloud.train.vocabulary import train_vocabulary
+from outrider_cloud.train.texts.chat import render
+from outrider_cloud.train.texts.corpus import Call, Chat, Message
+from outrider_cloud.train.texts.vocabulary import train_vocabulary
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from outrider_cloud.train.chat import END
-from outrider_cloud.train.vocabulary import train_vocabulary
+from outrider_cloud.train.texts.chat import END
+from outrider_cloud.train.texts.vocabulary import train_vocabulary
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,1 @@
+"""A draft that learns to choose what its target chooses."""
