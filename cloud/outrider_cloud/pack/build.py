@@ -5,8 +5,8 @@ Precisions, measured on a trained model of 0.26 M and a random one of 1 M parame
 - `int8` is weight-only (`MatMulNBits`, blocks of 32, k_quant). Dynamic int8 (`quantize_dynamic`) is a quarter quicker
   at eight rows of the 1 M model, but that is 50 us; its logits are worse (0.0125 total variation against 0.0094, and
   0.0202 with the reduced range that devices without VNNI need), and they depend on the other rows of the pass.
-- `int4` keeps in int8 the LM head and what loses most (`k_quant_mixed`, decision 0015): in the first and last eighth of
-  the layers and every third between, the projections into attention and out of the MLP. `int4-all`: none (`k_quant`).
+- `int4` is built here with its LM head in int8 (`k_quant_last`); which other matrices go back to int8 is measured later
+  (`mixed.py`). `int4-all`: none, nor the head (`k_quant`).
 - `int8-dynamic` is built as fp32 and quantised when the graph is open (`dynamic.py`).
 """
 
@@ -34,7 +34,7 @@ _OPTIONS = {
     Precision.FP32: [],
     Precision.INT8_DYNAMIC: [],
     Precision.INT8: ["algo_config=k_quant"],
-    Precision.INT4: ["algo_config=k_quant_mixed"],
+    Precision.INT4: ["algo_config=k_quant_last"],
     Precision.INT4_ALL: ["algo_config=k_quant"],
 }
 _BUILT_AS = {Precision.INT8_DYNAMIC: "fp32", Precision.INT4_ALL: "int4"}  # the builder's word, where it differs

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 import onnx
 
 from outrider_cloud.pack.build import build_graph
+from outrider_cloud.pack.calibration import Calibration
 from outrider_cloud.pack.check import check_graph
 from outrider_cloud.pack.dynamic import quantise_dynamically
 from outrider_cloud.pack.graph import Shapes, patch_graph, window_of
+from outrider_cloud.pack.mixed import matrices, mix, most_sensitive
 from outrider_cloud.pack.share import share_embedding
 from outrider_cloud.pack.source import Source, read_source
 from outrider_shared.errors import ConfigError, PackError
@@ -42,7 +44,7 @@ from outrider_shared.packs import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-STEPS = ("build the graph", "open it for trees", "check it against the model", "write the pack")
+STEPS = ("build the graph", "check it against the model", "write the pack")
 _ONE_FILE_BYTES = 2_000_000_000  # protobuf ends at 2 GiB
 
 
@@ -74,7 +76,7 @@ def export_pack(request: Request, report: Callable[[str], None] = lambda _step: 
 
     Args:
         request: What to pack.
-        report: Called with each of `STEPS` as it begins.
+        report: Called with each of `STEPS` as it begins; for int4 also while its matrices are measured.
 
     Returns:
         The pack, read back from disk and verified.
@@ -88,19 +90,18 @@ def export_pack(request: Request, report: Callable[[str], None] = lambda _step: 
     source = read_source(request.model)
     with _workspace(request.out) as (scratch, draft):
         report(STEPS[0])
-        model, shapes = build_graph(source.path, source.config, request.precision, scratch)
-        report(STEPS[1])
-        share_embedding(model)
-        patch_graph(model, shapes)
-        if request.precision is Precision.INT8_DYNAMIC:
+        model, architecture = _opened(source, request.precision, scratch)
+        told: dict[str, object] = {}
+        if request.precision is Precision.INT4:
+            model, told["int8_matrices"] = _mixed(source, model, architecture, scratch, report)
+        elif request.precision is Precision.INT8_DYNAMIC:
             model = quantise_dynamically(model, scratch)
         _save_graph(model, draft)
-        architecture = _architecture(source, shapes, window_of(model))
+        report(STEPS[1])
+        told |= dataclasses.asdict(check_graph(draft / MODEL, source.path, architecture, request.precision))
         report(STEPS[2])
-        result = check_graph(draft / MODEL, source.path, architecture, request.precision)
-        report(STEPS[3])
         _copy_texts(source, draft)
-        write_manifest(draft, _manifest(request, source, architecture, draft, dataclasses.asdict(result)))
+        write_manifest(draft, _manifest(request, source, architecture, draft, told))
         read_pack(draft)
         _move_in_place(draft, request.out)
     return read_pack(request.out)
@@ -129,6 +130,34 @@ def _workspace(out: Path) -> Iterator[tuple[Path, Path]]:
         yield root / "scratch", root / "pack"
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+def _opened(source: Source, precision: Precision, scratch: Path) -> tuple[onnx.ModelProto, Architecture]:
+    """The graph as a draft runs it, and its shapes."""
+    folder = scratch / str(precision)
+    folder.mkdir()
+    model, shapes = build_graph(source.path, source.config, precision, folder)
+    share_embedding(model)
+    patch_graph(model, shapes)
+    return model, _architecture(source, shapes, window_of(model))
+
+
+def _mixed(
+    source: Source, narrow: onnx.ModelProto, architecture: Architecture, scratch: Path, report: Callable[[str], None]
+) -> tuple[onnx.ModelProto, list[str]]:
+    """`narrow` with what int4 costs most in int8, and the names of those matrices."""
+    wide, _ = _opened(source, Precision.INT8, scratch)
+    calibration = Calibration(source.path, architecture)
+
+    def cost(model: onnx.ModelProto) -> float:
+        _save_graph(model, scratch)
+        return calibration.cost(scratch / MODEL)
+
+    kept = most_sensitive(
+        wide, narrow, cost, lambda done, count: report(f"measure what int4 costs: matrix {done + 1} of {count}")
+    )
+    rest = [matrix.output for matrix in matrices(wide, narrow) if matrix not in kept]
+    return mix(wide, narrow, rest), [matrix.name for matrix in kept]
 
 
 def _save_graph(model: onnx.ModelProto, folder: Path) -> None:

@@ -13,10 +13,10 @@ from outrider_shared.errors import ConfigError
 
 
 def test_a_pack_is_made_and_summed_up(model_folder: Callable[[str], Path], tmp_path: Path):
-    arguments = ["--model", str(model_folder("tied")), "--out", str(tmp_path / "pack"), "--precision", "int4"]
+    arguments = ["--model", str(model_folder("tied")), "--out", str(tmp_path / "pack"), "--precision", "int4-all"]
     result = CliRunner().invoke(pack, arguments, catch_exceptions=False)
     assert result.exit_code == 0
-    assert f"{tmp_path / 'pack'}: tied, int4, 0.1 MB" in result.stdout
+    assert f"{tmp_path / 'pack'}: tied, int4-all, 0.1 MB" in result.stdout
     assert "total variation" in result.stdout
     assert "less acceptance than with fp32" in result.stdout
 

@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 from transformers import PretrainedConfig
 
-from outrider_cloud.pack import build, check, export
+from outrider_cloud.pack import build, check, export, mixed, passes, reference
 from outrider_cloud.pack.export import STEPS, Request, export_pack
 from outrider_shared.errors import ConfigError, ModelError, PackError
 from outrider_shared.packs import Precision, read_pack
@@ -75,19 +75,28 @@ def test_a_tied_embedding_is_quantised_with_the_head(model_folder: Folder, tmp_p
     assert "GatherBlockQuantized" in operators(pack.model_path)
 
 
-def test_int4_keeps_the_head_and_the_first_layers_sensitive_matrices_in_int8(model_folder: Folder, tmp_path: Path):
-    pack = export_pack(Request(model_folder("llama"), tmp_path / "pack", Precision.INT4))
-    bits = {
-        node.name: attribute.i
-        for node in onnx.load(pack.model_path).graph.node
+@pytest.mark.parametrize("kind", ["llama", "tied", "qwen3"])
+def test_int4_keeps_the_head_and_what_it_names_in_int8_and_the_rest_in_int4(
+    model_folder: Folder, tmp_path: Path, kind: str
+):
+    pack = export_pack(Request(model_folder(kind), tmp_path / "pack", Precision.INT4))
+    kept = pack.manifest.evaluation["export"]["int8_matrices"]
+    bits = bits_by_name(onnx.load(pack.model_path))
+    wide = {name for name, each in bits.items() if each == 8}
+    assert 0 < len(kept) < len(bits) - 1
+    assert wide == {"lm_head", *kept}
+    assert set(bits.values()) == {4, 8}
+
+
+def bits_by_name(model: onnx.ModelProto) -> dict[str, int]:
+    """Bits of each quantised matrix."""
+    return {
+        mixed.Matrix(node.output[0], 0).name if node.output[0] != "logits" else "lm_head": attribute.i
+        for node in model.graph.node
         if node.op_type == "MatMulNBits"
         for attribute in node.attribute
         if attribute.name == "bits"
     }
-    wide = {name.removesuffix("_Q8") for name, each in bits.items() if each == 8}
-    assert "/lm_head/MatMul" in wide
-    assert "/model/layers.0/mlp/down_proj/MatMul" in wide
-    assert {"/model/layers.0/mlp/up_proj/MatMul", "/model/layers.1/mlp/up_proj/MatMul"}.isdisjoint(wide)
 
 
 def test_int4_takes_the_block_size_that_fits_the_widths():
@@ -238,7 +247,7 @@ def test_the_check_sees_a_quantised_graph_that_ignores_the_tree(
 ):
     folder = model_folder("tied")
     pack = export_pack(Request(folder, tmp_path / "pack", Precision.INT8))
-    monkeypatch.setattr(check, "_MASKED", 0.0)
+    monkeypatch.setattr(passes, "MASKED", 0.0)
     with pytest.raises(ModelError, match="a tree pass and a chain of the same tokens are"):
         check.check_graph(pack.model_path, folder, pack.manifest.architecture, Precision.INT8)
 
@@ -247,4 +256,4 @@ def test_the_check_sees_a_quantised_graph_that_ignores_the_tree(
     ("bos", "eos", "first"), [(3, 2, 3), (0, 2, 0), (None, 2, 2), (None, [5, 6], 5), (None, [], 0), (None, None, 0)]
 )
 def test_sampled_text_begins_as_the_models_texts_do(bos: int | None, eos: int | list[int] | None, first: int):
-    assert check._first_token(PretrainedConfig(bos_token_id=bos, eos_token_id=eos)) == first
+    assert reference.first_token(PretrainedConfig(bos_token_id=bos, eos_token_id=eos)) == first
