@@ -14,8 +14,7 @@ class FitConfig:
         patience: Validations without a better `watch` after which the run ends, with the best weights; 0: never.
         watch: Figure of validation that early stopping looks at; less is better.
         bfloat16: Compute in bfloat16 (weights stay in float32).
-        optimizer: `muon` for the matrices inside the layers, or `adamw` for all. Muon orthogonalises its updates in
-            bfloat16, which turns a last bit's difference of a gradient into a thousandth of an update.
+        optimizer: `muon` for the matrices inside the layers, or `adamw` for all.
         compile: Let torch compile the model, see `compiling`.
     """
 
