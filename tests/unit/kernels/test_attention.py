@@ -2,101 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from outrider_cloud.kernels.cuda.attention import CudaAttention
-from outrider_cloud.kernels.cuda.kv import CudaKvPool
-from outrider_cloud.kernels.layout import LayerSpec, Segment
-
-PAGE_BITS = 4
-SLOTS = 1024
-
-
-@dataclass
-class Case:
-    """One session: its context, a tree of rows, and random queries, keys and values per token."""
-
-    segment: Segment
-    query: torch.Tensor  # [rows, q_heads, dim]
-    key: torch.Tensor  # [context + rows, kv_heads, dim]
-    value: torch.Tensor
-
-
-def make_spec(dim, share=4, kv_heads=2, **changes):
-    fields = {"scale": dim**-0.5, "window": None, "softcap": None, "sinks": False, **changes}
-    return LayerSpec(share * kv_heads, kv_heads, dim, dim, **fields)
-
-
-def make_pool(host, spec, dtype, rng):
-    pool = CudaKvPool(host, [spec], SLOTS, dtype, PAGE_BITS)
-    return pool, list(rng.permutation(SLOTS >> PAGE_BITS))
-
-
-def take_slots(free, count):
-    pages = [free.pop() for _ in range(-(-count >> PAGE_BITS) + 1)]
-    return np.concatenate([np.arange(16) + (page << PAGE_BITS) for page in pages])[:count].astype(np.int64)
-
-
-def make_case(rng, free, spec, dtype, context, parents):
-    slots = take_slots(free, context + len(parents))
-    segment = Segment(slots[:context], slots[context:], parents)
-
-    def normal(*shape):
-        return torch.from_numpy(rng.standard_normal(shape, np.float32)).to(dtype)
-
-    tokens = context + len(parents)
-    return Case(
-        segment,
-        normal(len(parents), spec.q_heads, spec.k_dim),
-        normal(tokens, spec.kv_heads, spec.k_dim),
-        normal(tokens, spec.kv_heads, spec.k_dim),
-    )
-
-
-def run(host, pool, spec, cases, padding=0, sinks=None):
-    for case in cases:
-        slots = torch.from_numpy(np.concatenate((case.segment.context, case.segment.slots)))
-        pool.store(0, slots, case.key.transpose(0, 1), case.value.transpose(0, 1))
-    query = torch.cat([case.query for case in cases])
-    query = torch.cat((query, query.new_zeros(padding, *query.shape[1:])))
-    attention = CudaAttention(host, PAGE_BITS, (spec.window or 0,))
-    plan = attention.plan([case.segment for case in cases], len(query))
-    return plan.attend(query.transpose(0, 1), pool, 0, spec, sinks)
-
-
-def path_of(case, row):
-    context, path = len(case.segment.context), []
-    while row >= 0:
-        path.append(context + row)
-        row = case.segment.parents[row]
-    return list(range(context)) + path[::-1]
-
-
-def in_float64(case, row, spec, sinks=None):
-    path = path_of(case, row)
-    seen = path[-spec.window :] if spec.window else path
-    out = []
-    for head in range(spec.q_heads):
-        kv_head = head // (spec.q_heads // spec.kv_heads)
-        scores = case.key[seen, kv_head].double() @ case.query[row, head].double() * spec.scale
-        if spec.softcap:
-            scores = torch.tanh(scores / spec.softcap) * spec.softcap
-        if sinks is not None:
-            scores = torch.cat((scores, sinks[head : head + 1].double()))
-        weights = scores.softmax(0)[: len(seen)]
-        out.append(weights @ case.value[seen, kv_head].double())
-    return torch.stack(out)
-
-
-def random_tree(rng, rows):
-    """A chain of one to three rows, then a random tree below it."""
-    chain = int(rng.integers(1, 4))
-    return [i - 1 if i < chain else int(rng.integers(0, i)) for i in range(rows)]
-
+from outrider_cloud.kernels.layout import Segment
+from support.attention_cases import (
+    Case,
+    in_float64,
+    make_case,
+    make_pool,
+    make_spec,
+    path_of,
+    random_tree,
+    run,
+    take_slots,
+)
 
 SHAPES = [
     pytest.param(torch.bfloat16, {"dim": 64, "share": 4}, id="bf16-64-gqa4"),
@@ -148,3 +71,30 @@ def test_a_row_has_the_bits_of_plain_decoding(host, window, share):
         slots = take_slots(plain_free, len(path))
         plain = Case(Segment(slots[:-1], slots[-1:], [-1]), case.query[row : row + 1], case.key[path], case.value[path])
         assert torch.equal(run(host, plain_pool, spec, [plain])[0], alone[row])
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    dtype=st.sampled_from([torch.bfloat16, torch.float16]),
+    dim=st.sampled_from([64, 96, 128, 256]),
+    share=st.sampled_from([1, 2, 3, 7, 8]),
+    kv_heads=st.integers(1, 2),
+    window=st.sampled_from([None, None, 1, 33, 300]),
+    softcap=st.sampled_from([None, 5.0]),
+    sinks=st.booleans(),
+)
+@settings(max_examples=20)
+def test_any_shape_tree_and_window_equals_float64(host, seed, dtype, dim, share, kv_heads, window, softcap, sinks):
+    """Head sizes, groups, windows, caps, sinks, contexts and trees in any combination, a chain and padding beside."""
+    rng = np.random.default_rng(seed)
+    spec = make_spec(dim, share=share, kv_heads=kv_heads, window=window, softcap=softcap, sinks=sinks)
+    column = torch.linspace(-1, 2, spec.q_heads).to(dtype) if sinks else None
+    pool, free = make_pool(host, spec, dtype, rng)
+    rows = int(rng.integers(4, 12))
+    cases = [
+        make_case(rng, free, spec, dtype, int(rng.integers(0, 400)), random_tree(rng, rows)),
+        make_case(rng, free, spec, dtype, int(rng.integers(0, 40)), list(range(-1, int(rng.integers(0, 4))))),
+    ]
+    out = run(host, pool, spec, cases, padding=2, sinks=column)
+    expected = torch.cat([torch.stack([in_float64(c, i, spec, column) for i in range(len(c.query))]) for c in cases])
+    assert (out[: len(expected)].double() - expected).abs().max() < (2e-2 if dtype == torch.bfloat16 else 3e-3)

@@ -1,0 +1,168 @@
+#!/usr/bin/env python3
+"""Everything that wants a GPU, in one go: kernels and graphs first, then the benches, then the sanitizer.
+
+    python tests/gpu/run.py                    all parts on the first card, in order
+    python tests/gpu/run.py products kernels   some of them
+    python tests/gpu/run.py --host             the same on a CPU, in small: to see that the script works
+
+Runs from a source tree that is not installed, on a machine that has torch, transformers, CuPy and pytest; what else a
+part needs is looked for first, and a part whose modules are missing is named and left out. Results are JSON files with
+date and GPU in their names, in $OUT or tests/bench/results. Every part has its own time limit, below ten minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PATHS = [ROOT / "cloud", ROOT / "edge", ROOT / "shared", ROOT / "tests", ROOT / "tests" / "gpu" / "standins"]
+BENCH = ["-m", "outrider_cloud.bench.cli"]
+# Of the repository's settings none: they ask for plugins that a bare machine may lack.
+PYTEST = ["-m", "pytest", "-q", "-ra", "-c", os.devnull, "--rootdir", "tests/gpu", "--confcutdir", "tests/gpu",
+          "--import-mode=importlib", "-p", "no:cacheprovider", "--durations=5"]  # fmt: skip
+INTERESTING = {
+    "torch",
+    "transformers",
+    "cupy-cuda13x",
+    "triton",
+    "flashinfer-python",
+    "protobuf",
+    "pytest",
+    "structlog",
+}
+ENGINE = ("google.protobuf", "rich", "click")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process: its arguments, what it needs beyond torch, and its time limit."""
+
+    name: str
+    arguments: list[str]
+    needs: tuple[str, ...]
+    limit_s: int
+    out: str = ""
+    prefix: tuple[str, ...] = ()
+
+
+def parts(results: Path, stem: str, *, host: bool) -> list[Part]:
+    """In the order of what the next ones rest on."""
+
+    def tests(name: str, file: str, needs: tuple[str, ...] = (), limit_s: int = 300) -> Part:
+        return Part(name, [*PYTEST, f"tests/gpu/{file}"], ("pytest", *needs), limit_s)
+
+    def bench(what: str, model: str, limit_s: int, *more: str) -> Part:
+        out = results / f"{stem}-{what}-{model}.json"
+        place = ["--device", "cpu" if host else "cuda", "--model", model, "--out", str(out)]
+        return Part(f"bench-{what}-{model}", [*BENCH, what, *place, *more], ENGINE, limit_s, str(out))
+
+    llama, qwen = ("tiny-llama", "tiny-qwen3") if host else ("llama-3.1-8b", "qwen3-8b")
+    few = ("--repeats", "2") if host else ()
+    asked = ("--sessions", "1,2", "--prompt", "16", "--tokens", "12") if host else ()
+    sanitizer = shutil.which("compute-sanitizer") or "compute-sanitizer"
+    small = ["tests/gpu/test_3_kernels.py", "-k", "(trees and 128 and grouped) or sampling or moves or norms"]
+    return [
+        tests("products", "test_1_products.py"),
+        tests("graphs", "test_2_graphs.py"),
+        tests("kernels", "test_3_kernels.py", limit_s=500),
+        tests("steps", "test_4_steps.py"),
+        tests("refusals", "test_5_refusals.py"),
+        bench("kernels", llama, 300, *few),
+        bench("kernels", qwen, 300, *few),
+        bench("step", llama, 580, *few),
+        bench("peers", llama, 580, *asked, *few),
+        bench("step", qwen, 580, *few),
+        bench("peers", qwen, 580, *asked, *few),
+        tests("ranks", "test_6_ranks.py"),
+        *(Part(f"sanitizer-{tool}", [*PYTEST, *small], ("pytest",), 580,
+               prefix=(sanitizer, "--tool", tool, "--error-exitcode", "86")) for tool in ("memcheck", "racecheck")),
+    ]  # fmt: skip
+
+
+def main() -> int:
+    """Run what was asked for; the status is that of the worst part."""
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("parts", nargs="*", help="names or beginnings of names; none is all")
+    asked.add_argument("--host", action="store_true", help="on a CPU, in small")
+    asked.add_argument("--list", action="store_true", help="name the parts and end")
+    given = asked.parse_args()
+    results = Path(os.environ.get("OUT") or ROOT / "tests" / "bench" / "results")
+    results.mkdir(parents=True, exist_ok=True)
+    stem = f"{dt.datetime.now(dt.UTC).date().isoformat()}-{'host' if given.host else _card()}"
+    chosen = [
+        part
+        for part in parts(results, stem, host=given.host)
+        if not given.parts or any(part.name.startswith(name) for name in given.parts)
+    ]
+    if given.list:
+        print("\n".join(part.name for part in chosen))
+        return 0
+    print(_versions(), flush=True)
+    findings = results / f"{stem}-findings.json"
+    ended = {part.name: _run(part, findings, host=given.host) for part in chosen}
+    print("\n".join(f"{name:28} {how}" for name, how in ended.items()), flush=True)
+    return int(any(how.startswith("FAILED") for how in ended.values()))
+
+
+def _run(part: Part, findings: Path, *, host: bool) -> str:
+    """How a part ended, in words."""
+    missing = [name for name in part.needs if not _there(name)]
+    if missing:
+        return f"left out: needs {', '.join(missing)}"
+    if part.prefix and (host or shutil.which(part.prefix[0]) is None):
+        return "left out: no compute-sanitizer" if not host else "left out: it watches a card"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, PATHS)), "OUTRIDER_FINDINGS": str(findings)}
+    if host:
+        environment |= {"OUTRIDER_GPU_TESTS": "host"}
+    print(f"== {part.name}", flush=True)
+    started = time.monotonic()
+    try:
+        status = subprocess.run(
+            [*part.prefix, sys.executable, *part.arguments],
+            cwd=ROOT,
+            env=environment,
+            timeout=part.limit_s,
+            check=False,
+        ).returncode
+    except subprocess.TimeoutExpired:
+        return f"FAILED: over {part.limit_s} s"
+    how = "passed" if status == 0 else f"FAILED with status {status}"
+    return f"{how} in {time.monotonic() - started:.0f} s{f', {part.out}' if part.out else ''}"
+
+
+def _there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _card() -> str:
+    """The card's name, as a part of a file's."""
+    import torch
+
+    if not torch.cuda.is_available():
+        sys.exit("no card answers; --host runs the same in small on a CPU")
+    return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(0).lower()).strip("-")
+
+
+def _versions() -> str:
+    """What is here of what the parts need."""
+    told = {name: metadata.version(name) for name in INTERESTING & {found.name for found in metadata.distributions()}}
+    missing = sorted(INTERESTING - told.keys())
+    return f"python {sys.version.split()[0]}, {told}; not here: {', '.join(missing) or 'nothing'}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
