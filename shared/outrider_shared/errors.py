@@ -7,7 +7,8 @@ Foreign errors (gRPC, ONNX Runtime, transformers, the file system) are wrapped w
     ├── InputError               the caller's fault; trying the same again is useless
     │   ├── ParameterError       sampling parameters or limits out of range
     │   ├── GrammarError         a grammar or schema that is malformed, not supported or too complex
-    │   ├── PromptError          empty, too long, or a token id outside the vocabulary
+    │   ├── PromptError          empty, or a token id outside the vocabulary
+    │   │   └── ContextError     longer than the model's context
     │   ├── DraftError           a draft tree that breaks its bounds or names an unknown parent
     │   ├── UnknownModelError    the service does not hold that model
     │   ├── MismatchError        tokenizer, vocabulary or protocol of the two sides differ
@@ -92,6 +93,12 @@ class PromptError(InputError):
     """The prompt is empty, too long for the context, or holds a token id outside the vocabulary."""
 
     code = "invalid_prompt"
+
+
+class ContextError(PromptError):
+    """The prompt is longer than the model's context. The code is the one that OpenAI's clients look for."""
+
+    code = "context_length_exceeded"
 
 
 class DraftError(InputError):

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 MAX_GRAMMAR_BYTES = 64 * 1024
 MAX_TOOLS = 128
+# JSON lets a model write white space for ever, and small models did until their tokens were spent. One space, or a new
+# line with its indentation, is what people and libraries write.
+JSON_SPACE = r"\x20|\x0A[\x20\x09]{0,24}"
 
 
 class GrammarKind(enum.StrEnum):
@@ -165,6 +168,7 @@ def _call(name: str, schema: Mapping[str, Any], style: ToolCallStyle) -> dict[st
     shared: dict[str, Any] = {key: arguments.pop(key) for key in ("$defs", "definitions") if key in arguments}
     return {
         **shared,
+        "x-guidance": {"whitespace_pattern": JSON_SPACE},
         "type": "object",
         "properties": {style.name_key: {"const": name}, style.arguments_key: arguments},
         "required": [style.name_key, style.arguments_key],

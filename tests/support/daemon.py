@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,6 +51,36 @@ class Running:
     @property
     def output(self) -> str:
         return self.log.read_text(errors="replace")
+
+
+def call(
+    device: Running,
+    method: str = "POST",
+    path: str = "/v1/chat/completions",
+    body: Any = None,
+    timeout: float = 120,
+    **headers: str,
+) -> tuple[int, Any]:
+    """Status and JSON of one request; without JSON, the headers."""
+    answer = send(device, method, path, body, timeout, **headers)
+    text = answer.read()
+    return answer.status, json.loads(text) if text else dict(answer.headers)
+
+
+def send(
+    device: Running,
+    method: str = "POST",
+    path: str = "/v1/chat/completions",
+    body: Any = None,
+    timeout: float = 240,
+    **headers: str,
+) -> http.client.HTTPResponse:
+    """One request on a connection of its own, which ends with the answer."""
+    place = urlsplit(device.address)
+    connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=timeout)
+    data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+    connection.request(method, path, data, {"content-type": "application/json", "connection": "close", **headers})
+    return connection.getresponse()
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from outrider_shared.errors import DraftError, LimitError, ParameterError, PromptError
+from outrider_shared.errors import ContextError, DraftError, LimitError, ParameterError, PromptError
 
 if TYPE_CHECKING:
     from outrider_cloud.engine.config import EngineConfig
@@ -32,9 +32,9 @@ def check_request(request: Request, loaded: LoadedModel, config: EngineConfig) -
     if not request.prompt:
         raise PromptError("the prompt is empty", hint="send at least one token")
     if len(request.prompt) >= length:
-        raise PromptError(f"the prompt has {len(request.prompt)} tokens", hint=f"the context holds {length}")
+        raise ContextError(f"the prompt has {len(request.prompt)} tokens", hint=f"the context holds {length}")
     if len(log) > length:
-        raise PromptError(f"prompt and committed tokens are {len(log)}", hint=f"the context holds {length}")
+        raise ContextError(f"prompt and committed tokens are {len(log)}", hint=f"the context holds {length}")
     outside = [token for token in log if not 0 <= token < loaded.vocabulary]
     if outside:
         raise PromptError(f"token id {outside[0]} is outside the vocabulary of {loaded.vocabulary}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from outrider_shared.errors import GrammarError
-from outrider_shared.grammar import Grammar, GrammarKind
+from outrider_shared.grammar import JSON_SPACE, Grammar, GrammarKind
 
 # Bounds of one mask: about 7 ms of lexing and 1 ms of parsing, and of memory: about 100 MB of lexer states.
 _LIMITS: dict[str, Any] = {
@@ -15,8 +15,6 @@ _LIMITS: dict[str, Any] = {
     "max_grammar_size": 200_000,
     "verbose_errors": False,
 }
-# JSON lets a model write white space for ever; nobody needs more than this in one place.
-_JSON = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,32}"}
 
 
 def new_tokenizer(tokenizer_json: str, vocabulary: int, eos: list[int]) -> Any:
@@ -59,7 +57,9 @@ def _source(matcher: Any, grammar: Grammar) -> str:
     elif grammar.kind is GrammarKind.LARK:
         source = matcher.grammar_from_lark(grammar.text)
     else:
-        source = matcher.grammar_from_json_schema(grammar.text or '{"type": "object"}', overrides=_JSON)
+        source = matcher.grammar_from_json_schema(
+            grammar.text or '{"type": "object"}', overrides={"whitespace_pattern": JSON_SPACE}
+        )
     return source
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from outrider_cloud.engine.events import Pace, Request
 from outrider_shared.coding import decode_tokens
-from outrider_shared.errors import MismatchError, ParameterError, PromptError, UnknownModelError
+from outrider_shared.errors import ContextError, MismatchError, ParameterError, UnknownModelError
 from outrider_shared.ids import parse_session_id
 from outrider_shared.logprobs import check_top_logprobs
 from outrider_shared.packing import unpack_tokens
@@ -33,7 +33,7 @@ def read_open(message: pb.Open, model: LoadedModel, prefix: tuple[int, ...] = ()
         UnknownModelError: if another model is asked for.
         MismatchError: if protocol, vocabulary or tokenizer differ from ours; the message has both values.
         ParameterError: if a sampling parameter or a limit is out of its range.
-        PromptError: if the prompt is empty or cannot fit the context.
+        ContextError: if the prompt cannot fit the context.
     """
     session_id = parse_session_id(message.session_id)
     check_handshake(message, model)
@@ -49,7 +49,7 @@ def read_open(message: pb.Open, model: LoadedModel, prefix: tuple[int, ...] = ()
         raise ParameterError(f"min_tokens is {message.min_tokens}, max_tokens {message.max_tokens}")
     for name, length in (("prompt", len(prefix) + message.prompt_length), ("committed log", message.committed_length)):
         if length > model.context_length:
-            raise PromptError(f"the {name} has {length} tokens", hint=f"the context holds {model.context_length}")
+            raise ContextError(f"the {name} has {length} tokens", hint=f"the context holds {model.context_length}")
     return Request(
         session_id=session_id,
         prompt=prefix + _tail(message, model),

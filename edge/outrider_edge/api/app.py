@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any
 
 import structlog
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 _GONE = 499  # as nginx says it: the client went before the answer; nobody reads it
+# Of OpenAI's API and of other local servers; clients probe for them.
+_ELSEWHERE = (
+    "/v1/embeddings", "/v1/responses", "/v1/messages", "/v1/moderations", "/v1/images", "/v1/audio", "/v1/files",
+    "/v1/batches", "/v1/fine_tuning", "/v1/rerank",
+)  # fmt: skip
 LocalOnly = Annotated[bool, Header(alias="X-Outrider-Local-Only", description="Nothing leaves the device.")]
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": about}
@@ -158,8 +164,10 @@ def _add_facts(app: FastAPI, desk: Desk, metrics: Metrics) -> None:
             raise UnknownModelError(f"there is no model {model!r} here", hint="see /v1/models")
         return card(model)
 
-    @app.get("/health", responses={503: _ERRORS[503]})
+    @app.head("/health", include_in_schema=False)
+    @app.head("/v1/health", include_in_schema=False)
     @app.get("/v1/health", include_in_schema=False)
+    @app.get("/health", responses={503: _ERRORS[503]})
     async def health() -> Response:
         """200 when requests can be answered, 503 while loading or stopping."""
         if desk.ready:
@@ -184,12 +192,23 @@ def _add_errors(app: FastAPI) -> None:
         return response_of(error)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        if "json" not in request.headers.get("content-type", ""):
+            message = "the body is not told to be JSON: send the header Content-Type: application/json"
+            return error_response(HTTPStatus.BAD_REQUEST, message, "invalid_content_type")
         return validation_response(error.errors())
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> Response:
-        return error_response(error.status_code, str(error.detail), headers=error.headers)
+    async def http(request: Request, error: HTTPException) -> Response:
+        path = request.url.path
+        if error.status_code == HTTPStatus.NOT_FOUND and path.startswith(_ELSEWHERE):
+            message = f"{path} is not done here: a draft and its target only write text; use /v1/chat/completions"
+            return error_response(HTTPStatus.NOT_IMPLEMENTED, message, "not_implemented")
+        message = {
+            HTTPStatus.NOT_FOUND: f"there is no {path} here; /openapi.json lists what there is",
+            HTTPStatus.METHOD_NOT_ALLOWED: f"{path} does not take {request.method}",
+        }.get(HTTPStatus(error.status_code), str(error.detail))
+        return error_response(error.status_code, message, headers=error.headers)
 
     @app.exception_handler(Exception)
     async def fault(_: Request, error: Exception) -> Response:

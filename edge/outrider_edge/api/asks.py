@@ -36,6 +36,14 @@ if TYPE_CHECKING:
 
 LOCAL_MODEL = "outrider-local"
 MAX_PROMPTS = 16
+_FORM = "response_format has JSON and JSON schemas"
+# What other APIs have, would change the answer, and is not done here -> what to use in its place.
+_UNSUPPORTED = {
+    "functions": "use tools", "function_call": "use tool_choice", "audio": "this model writes text only",
+    "web_search_options": "offer a search as one of the tools", "grammar": _FORM, "json_schema": _FORM,
+    "guided_json": _FORM, "guided_regex": _FORM, "guided_choice": _FORM, "guided_grammar": _FORM,
+    "structured_outputs": _FORM,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +97,15 @@ def chat_ask(
     Raises:
         InputError: what cannot be done; names the field.
     """
+    _check_extra(body)
     template = outfit.chat_template
     offered = list(body.tools or ()) if body.tool_choice != "none" else []
     kind = tool_format(template) if offered else None
     if offered and kind is None:
         raise InputError("tools: this model's chat template has no tool calls", hint="leave `tools` out")
     tools = [tool.model_dump(exclude_none=True) for tool in offered] or None
+    if not offered and (body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)):
+        raise ParameterError("tool_choice asks for a call, but there are no tools", hint="give tools")
     if body.top_logprobs is not None and not body.logprobs:
         raise ParameterError("top_logprobs needs logprobs", hint="set logprobs to true")
     local_only = local_only or _local(body, defaults)
@@ -129,6 +140,7 @@ def completion_ask(
     Raises:
         InputError: what cannot be done; names the field.
     """
+    _check_extra(body)
     if body.suffix:
         raise InputError("suffix is not supported: this model only continues a text")
     if body.best_of is not None and body.best_of != (body.n or 1):
@@ -140,6 +152,17 @@ def completion_ask(
     if body.echo and body.logprobs is not None:
         raise InputError("echo with logprobs is not supported: the prompt's log-probabilities are not computed")
     return replace(ask, echo=echo, local_only=local_only)
+
+
+def _check_extra(body: Common) -> None:
+    """Refuse fields that no schema here has, but whose sender counts on them."""
+    extra = body.model_extra or {}
+    for name, instead in _UNSUPPORTED.items():
+        if extra.get(name):
+            raise ParameterError(f"{name} is not supported", hint=instead)
+    wanted = extra.get("modalities") or ["text"]
+    if wanted != ["text"]:
+        raise ParameterError(f"modalities {wanted!r} are not supported", hint=_UNSUPPORTED["audio"])
 
 
 def reporting(ask: Ask, body: ChatRequest | CompletionRequest, *, agreed: bool) -> Ask:

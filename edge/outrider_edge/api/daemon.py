@@ -140,7 +140,8 @@ class Daemon:
         except OutriderError as error:
             _log.error("the pack was not swapped", error=str(error))
         finally:
-            notify("READY=1")
+            if self.desk.ready:  # a signal may come while the first pack is being loaded
+                notify("READY=1")
 
 
 async def _run_agent(agent: Agent) -> None:

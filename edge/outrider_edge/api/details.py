@@ -22,8 +22,8 @@ def token_detail(told: Told, vocabulary: Vocabulary) -> dict[str, Any]:
     return detail
 
 
-def event_detail(event: SessionEvent, vocabulary: Vocabulary) -> dict[str, Any]:
-    """What happened, beside tokens: one key, named after it."""
+def event_detail(event: SessionEvent, vocabulary: Vocabulary, hidden: frozenset[int]) -> dict[str, Any]:
+    """What happened, beside tokens: one key, named after it; `hidden` tokens are no part of the text."""
     if isinstance(event, Drafted):
         nodes = [
             [
@@ -39,7 +39,8 @@ def event_detail(event: SessionEvent, vocabulary: Vocabulary) -> dict[str, Any]:
         ]
         return {"drafted": nodes}
     if isinstance(event, Unverified):
-        return {"unverified": [vocabulary.text_of(token) for token in event.tokens]}
+        shown = [vocabulary.bytes_of(token) for token in event.tokens if token not in hidden]
+        return {"unverified": [raw.decode(errors="replace") for raw in shown]}
     if isinstance(event, Retracted):
         return {"retracted": event.count}
     if isinstance(event, Reconnecting):

@@ -31,6 +31,7 @@ _TYPES = {
     HTTPStatus.FORBIDDEN: "permission_error",
     HTTPStatus.NOT_FOUND: "not_found_error",
     HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
+    HTTPStatus.NOT_IMPLEMENTED: "not_implemented_error",
     HTTPStatus.SERVICE_UNAVAILABLE: "unavailable_error",
     HTTPStatus.GATEWAY_TIMEOUT: "timeout_error",
 }

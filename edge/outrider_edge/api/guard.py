@@ -64,7 +64,7 @@ class Guard:
         refusal = self._refuse(scope, headers, origin, allowed=allowed)
         reply = _Sender(send, origin if allowed else "", _SECURITY)
         if refusal is None and allowed and scope["method"] == "OPTIONS":
-            refusal = _preflight()
+            refusal = _preflight(headers)
         if refusal is not None:
             await refusal(scope, receive, reply)
             return
@@ -111,12 +111,16 @@ class Guard:
         return error_response(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, "request_too_large")
 
 
-def _preflight() -> Response:
+def _preflight(headers: Headers) -> Response:
+    """What an allowed page may send; clients add headers of their own, so those that it names are allowed."""
     response = error_response(HTTPStatus.NO_CONTENT, "")
     response.body = b""
     response.headers["content-length"] = "0"
     response.headers["access-control-allow-methods"] = "GET, POST"
-    response.headers["access-control-allow-headers"] = "authorization, content-type, x-outrider-local-only"
+    wanted = headers.get("access-control-request-headers", "authorization, content-type, x-outrider-local-only")
+    response.headers["access-control-allow-headers"] = wanted
+    if headers.get("access-control-request-private-network") == "true":  # of a public page, about this machine
+        response.headers["access-control-allow-private-network"] = "true"
     response.headers["access-control-max-age"] = "600"
     return response
 

@@ -73,6 +73,7 @@ class Reply:
 
     def __init__(self, ask: Ask, model: str, vocabulary: Vocabulary, *, chat: bool) -> None:
         self._ask, self._vocabulary, self._chat = ask, vocabulary, chat
+        self._hidden = vocabulary.control - vocabulary.controls(ask.tools.marks if ask.tools else ())
         self._choices = [_Choice() for _ in ask.requests]
         self._base = {
             "id": ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12),
@@ -116,7 +117,7 @@ class Reply:
         if step.tokens:
             detail["tokens"] = [token_detail(told, self._vocabulary) for told in step.tokens]
         if step.event is not None:
-            detail |= event_detail(step.event, self._vocabulary)
+            detail |= event_detail(step.event, self._vocabulary, self._hidden)
         if isinstance(step.event, Started):
             detail["prompt_tokens"] = len(self._ask.requests[step.choice].prompt)
         if step.totals is not None:

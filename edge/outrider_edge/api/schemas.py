@@ -1,14 +1,14 @@
 """What may be asked of the endpoint: OpenAI's fields, the sampling fields that local servers add, and our own.
 
 Unknown fields are ignored, as other servers do: clients send many that mean nothing here. Fields that would change the
-answer and cannot be honoured are refused in `asks.py`, never ignored.
+answer and cannot be honoured are refused in `asks.py`, never ignored. A null is a field that was left out.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from outrider_edge.session.events import Pace  # noqa: TC001 - pydantic reads the types
 from outrider_edge.session.offline import OfflineMode  # noqa: TC001 - as above
@@ -22,6 +22,11 @@ class Model(BaseModel):
     """Base of all bodies."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
 class Part(Model):
@@ -120,7 +125,9 @@ class Outrider(Model):
 
 
 class Common(Model):
-    """Fields that both endpoints have."""
+    """Fields that both endpoints have; those that are unknown stay in `model_extra`."""
+
+    model_config = ConfigDict(extra="allow")
 
     model: str = ""
     stream: bool = False

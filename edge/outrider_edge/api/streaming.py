@@ -125,6 +125,10 @@ def failure(error: Exception) -> bytes:
     return sse(error_body(500, "something went wrong on this device; its log says what", "internal"))
 
 
+def _shown(step: Delta | End | BaseException | None) -> bool:
+    return isinstance(step, Delta) and bool(step.parts or step.tokens)
+
+
 async def smoothed(steps: AsyncGenerator[Delta | End]) -> AsyncGenerator[Delta | End]:
     """The same steps, with what came at once spread out; see `smoothing.py`."""
     clock = asyncio.get_running_loop().time
@@ -146,11 +150,15 @@ async def smoothed(steps: AsyncGenerator[Delta | End]) -> AsyncGenerator[Delta |
             while not inbox.empty():
                 burst.append(inbox.get_nowait())
             last = not isinstance(burst[-1], Delta)
-            for at, step in zip(pacer.burst(clock(), len(burst)), burst, strict=True):
+            count = sum(map(_shown, burst))
+            times = iter(pacer.burst(clock(), count) if count else ())
+            for step in burst:
                 if step is None:
                     return
                 if isinstance(step, BaseException):
                     raise step
+                # What drafting did is told between tokens, and is nothing that a reader waits for.
+                at = next(times) if _shown(step) else 0.0
                 if not last and at > clock():
                     await asyncio.sleep(at - clock())
                 yield step

@@ -106,7 +106,8 @@ class Screen:
             self._origins[token["origin"]] += 1
             if self._alone:
                 # It stands there already, dim; that it is confirmed is told when all of them are, or when they are not.
-                self.text += self._alone.pop(0)
+                self._alone.pop(0)
+                self.text += token["text"]
                 if not self._alone:
                     self._mark("]")
                     if token["origin"] != Origin.UNVERIFIED:

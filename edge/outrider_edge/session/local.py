@@ -9,7 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from outrider_edge.session.events import Finished, Origin, SessionEvent, Started, Token, Tokens, Totals
-from outrider_shared.errors import ConfigError, PromptError
+from outrider_shared.errors import ConfigError, ContextError, PromptError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -54,5 +54,5 @@ async def generate_alone(
             reason = "stop" if token in request.stop else "eos"
             break
     if reason == "context" and len(log) == len(request.prompt):
-        raise PromptError(f"the prompt has {len(log)} tokens", hint="the draft's context holds no more")
+        raise ContextError(f"the prompt has {len(log)} tokens", hint="the draft's context holds no more")
     yield Finished(reason, totals)

@@ -53,10 +53,9 @@ def test_streamed_and_whole_answers_are_the_same(llm):
     assert min(_usage(runs[0])) > 5
 
 
-@pytest.mark.parametrize("how", [(), ("--no-stream",)], ids=["streamed", "whole"])
-def test_tools_are_called_and_their_results_go_back(llm, how):
+def test_tools_are_called_and_their_results_go_back(llm):
     """The command runs the function that the model calls and asks again with what it returned."""
-    ran = llm("-s", HOUSE, "--functions", TOOL, "--tools-debug", *how, ASK)
+    ran = llm("-s", HOUSE, "--functions", TOOL, "--tools-debug", ASK)
     assert ran.returncode == 0, ran.stderr
     assert "HassTurnOff({'name': 'Kitchen Light'})" in ran.stderr
     assert "Kitchen Light is off now" in ran.stderr

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from support.browser import VIEWS, Pages, chromium, fits, needs_chromium, shoot
+from support.daemon import cloud, daemon
 
 pytestmark = needs_chromium
 
@@ -24,6 +25,28 @@ def open_page(browser, device):
     yield pages.open
     pages.close()
     assert pages.complaints == []
+
+
+# Each class of text that the page can show, with the contrast to what lies behind it (WCAG 2.2, relative luminance).
+CONTRASTS = """() => {
+  const box = document.body.appendChild(document.createElement("div"));
+  box.style.background = getComputedStyle(document.querySelector("#talk")).backgroundColor;
+  const light = (color) => color.match(/[\\d.]+/g).slice(0, 3)
+    .map((part) => (part / 255 <= 0.04045 ? part / 255 / 12.92 : ((part / 255 + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, part, i) => sum + part * [0.2126, 0.7152, 0.0722][i], 0);
+  const found = {};
+  for (const name of ["accepted", "correction", "bonus", "cloud", "cloud-lookup", "cloud-draft",
+                      "unverified", "note", "note bad"]) {
+    const span = box.appendChild(document.createElement("span"));
+    span.className = name;
+    const { color, backgroundColor } = getComputedStyle(span);
+    const behind = /, 0\\)$/.test(backgroundColor) ? box.style.background : backgroundColor;
+    const [low, high] = [light(color), light(behind)].sort((a, b) => a - b);
+    found[name] = (high + 0.05) / (low + 0.05);
+  }
+  box.remove();
+  return found;
+}"""
 
 
 def _ask(page, words: str = "Turn off the kitchen light.") -> None:
@@ -47,10 +70,27 @@ def test_answer_streams_in_with_its_colours_and_bill(open_page, view):
     )
     # The end token is not shown, and a draft that device and cloud both made is counted by either.
     assert abs(int(told["Drafts accepted"].split("/")[0]) - accepted) <= 2
-    assert float(told["Tokens/cloud step"]) > 1
+    assert float(told["Tokens per step"]) > 1
     assert told["RTT"].endswith("ms")
     assert fits(page)
     shoot(page, view, whole=view == "phone")
+
+
+@pytest.mark.parametrize("view", list(VIEWS))
+def test_fresh_page_is_readable_and_a_new_chat_brings_it_back(open_page, view):
+    """All of it on the screen, each colour of text at least 4.5 to 1 (WCAG AA); so again after an answer."""
+    page = open_page(view)
+    page.locator("#where.up").wait_for()
+    assert fits(page)
+    assert page.evaluate("(log => log.scrollWidth <= log.clientWidth)(document.querySelector('#log'))")
+    shoot(page, f"fresh-{view}")
+    assert min(page.evaluate(CONTRASTS).values()) >= 4.5, page.evaluate(CONTRASTS)
+    before = page.locator("#talk").inner_text()
+    _ask(page)
+    page.click("#fresh")
+    assert page.locator("#talk").inner_text() == before
+    assert page.locator("#step").is_disabled()
+    assert page.evaluate("document.activeElement.id") == "words"
 
 
 def test_token_tells_margin_and_alternatives_by_keyboard(open_page):
@@ -66,7 +106,11 @@ def test_token_tells_margin_and_alternatives_by_keyboard(open_page):
     first = page.evaluate("document.activeElement.textContent")
     page.keyboard.press("ArrowRight")
     assert page.evaluate("document.activeElement.className").startswith("t ")
-    assert page.evaluate("document.activeElement !== null"), first
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate("document.activeElement.textContent") == first
+    page.keyboard.press("End")
+    assert page.evaluate("document.activeElement === document.querySelector('.assistant .t:last-of-type')")
+    assert page.locator(".assistant .t[tabindex='0']").count() == 1, "one stop of the Tab key for a whole answer"
     page.keyboard.press("Escape")
     assert not card.is_visible()
 
@@ -97,6 +141,31 @@ def test_this_device_only_shows_as_unverified(open_page):
     assert page.locator(".assistant .t.unverified").count() == page.locator(".assistant .t").count() > 0
     assert "No target has confirmed" in page.locator(".assistant").inner_text()
     shoot(page, "unverified")
+
+
+def test_cloud_that_goes_away_is_told_and_its_absence_marked(browser, tmp_path):
+    """An answer streams in, the cloud dies: what the device drafts alone is marked; Escape stops it."""
+    with (
+        cloud(tmp_path, "--pace-step-ms", "800") as target,
+        daemon(tmp_path, target.address, "--offline", "draft", OUTRIDER_EDGE_CLOUD_OFFLINE_AFTER_S="0.5") as device,
+    ):
+        pages = Pages(browser, device.address)
+        page = pages.open("dark")
+        page.fill("#words", "Turn off the kitchen light, please.")
+        page.keyboard.press("Enter")
+        page.locator(".assistant .t").first.wait_for(timeout=120_000)
+        shoot(page, "streaming")
+        target.process.kill()
+        page.locator(".assistant .t.unverified").first.wait_for(timeout=120_000)
+        page.locator("#where.down").wait_for()
+        assert "The cloud is away" in page.locator(".assistant").inner_text()
+        assert "<|" not in page.locator(".assistant").inner_text(), "control tokens are no text"
+        shoot(page, "offline")
+        page.keyboard.press("Escape")
+        page.locator("#send", has_text="Send").wait_for()
+        assert "stopped" in page.locator(".assistant").inner_text()
+        pages.close()
+        assert pages.complaints == []
 
 
 def test_themes_switch_and_stay(open_page):

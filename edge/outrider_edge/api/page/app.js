@@ -42,17 +42,21 @@ function headers() {
   return { "content-type": "application/json", ...(key ? { authorization: `Bearer ${key}` } : {}) };
 }
 
+function whereabouts(words, state) {
+  $("where").textContent = words;
+  $("where").className = `pill ${state}`;
+}
+
 async function status() {
   try {
     const answer = await fetch("/outrider/status", { headers: headers() });
     const body = await answer.json();
     if (!answer.ok) throw new Error(body.error.message);
     rtt = body.rtt_ms;
-    $("where").textContent = body.cloud_reachable ? `${body.draft} → ${body.model}` : `${body.draft}, cloud is away`;
-    $("where").className = body.cloud_reachable ? "pill up" : "pill down";
+    if (body.cloud_reachable) whereabouts(`${body.draft} → ${body.model}`, "up");
+    else whereabouts(`${body.draft}, cloud is away`, "down");
   } catch (error) {
-    $("where").textContent = String(error.message || error);
-    $("where").className = "pill down";
+    whereabouts(String(error.message || error), "down");
   }
   strip();
 }
@@ -69,15 +73,15 @@ function strip(...figures) {
   if (figures.length) latest = figures;
   const [totals, count = 0, trips = 0, seconds = 0] = latest;
   const rows = [
+    ["Tokens per step", totals && totals.cloud_steps ? (count / totals.cloud_steps).toFixed(2) : "–"],
+    ["Steps saved", totals ? totals.saved_cloud_steps : "–"],
+    ["Drafts accepted", totals && totals.drafted ? `${totals.accepted}/${totals.drafted}` : "–"],
     ["Round trips", totals ? trips : "–"],
-    ["Tokens/cloud step", totals && totals.cloud_steps ? (count / totals.cloud_steps).toFixed(2) : "–"],
-    ["Cloud steps saved", totals ? totals.saved_cloud_steps : "–"],
-    ["Up", totals ? bytes(totals.bytes_up) : "–"],
-    ["Down", totals ? bytes(totals.bytes_down) : "–"],
+    ["Bytes up", totals ? bytes(totals.bytes_up) : "–"],
+    ["Bytes down", totals ? bytes(totals.bytes_down) : "–"],
     ["RTT", rtt == null ? "–" : `${rtt.toFixed(1)} ms`],
     ["Tokens", totals ? count : "–"],
     ["Tokens/s", seconds > 0 && count ? (count / seconds).toFixed(0) : "–"],
-    ["Drafts accepted", totals && totals.drafted ? `${totals.accepted}/${totals.drafted}` : "–"],
   ];
   $("strip").replaceChildren(...rows.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, String(value)))));
 }
@@ -85,20 +89,24 @@ function strip(...figures) {
 // ---- tokens ----------------------------------------------------------------------------------------------------
 
 function show(token, answer) {
-  const span = element("span", { class: `t new ${token.origin}`, tabindex: "0", "aria-describedby": "tip" }, token.text);
+  // One stop of the Tab key for all tokens of an answer; arrows walk from one to the next.
+  const tabindex = answer.querySelector(".t[tabindex='0']") ? "-1" : "0";
+  const span = element("span", { class: `t new ${token.origin}`, tabindex, "aria-describedby": "tip" }, token.text);
   span.detail = token;
   answer.append(span);
   return span;
 }
 
+const percent = (logprob) => (Math.exp(logprob) < 0.0005 ? "< 0.1 %" : `${(100 * Math.exp(logprob)).toFixed(1)} %`);
+
 function tip(span) {
   const token = span.detail;
   const lines = [element("strong", {}, NAMES[token.origin] || token.origin)];
   if (token.margin != null) lines.push(element("div", {}, `draft margin ${token.margin.toFixed(2)}${token.source === "lookup" ? " (run of a lookup)" : ""}`));
-  if (token.logprob != null) lines.push(element("div", {}, `log-probability ${token.logprob.toFixed(3)} (${(100 * Math.exp(token.logprob)).toFixed(1)} %)`));
+  if (token.logprob != null) lines.push(element("div", {}, `log-probability ${token.logprob.toFixed(3)} (${percent(token.logprob)})`));
   if (token.top && token.top.length) {
     lines.push(element("table", {}, ...token.top.map(([text, p]) =>
-      element("tr", {}, element("td", {}, JSON.stringify(text)), element("td", {}, `${(100 * Math.exp(p)).toFixed(1)} %`)))));
+      element("tr", {}, element("td", {}, JSON.stringify(text)), element("td", {}, percent(p))))));
   }
   $("tip").replaceChildren(...lines);
   $("tip").hidden = false;
@@ -109,13 +117,21 @@ function tip(span) {
 for (const kind of ["mouseover", "focusin"]) {
   $("log").addEventListener(kind, (event) => { if (event.target.detail) tip(event.target); });
 }
+$("log").addEventListener("focusin", ({ target }) => {
+  if (!target.detail) return;
+  target.parentElement.querySelectorAll(".t[tabindex='0']").forEach((one) => { one.tabIndex = -1; });
+  target.tabIndex = 0;
+});
 for (const kind of ["mouseout", "focusout"]) $("log").addEventListener(kind, () => { $("tip").hidden = true; });
 document.addEventListener("keydown", (event) => {
   const here = document.activeElement;
   if (event.key === "Escape") { $("tip").hidden = true; running?.abort(); }
   if (!here?.detail) return;
-  const next = event.key === "ArrowRight" ? here.nextElementSibling : event.key === "ArrowLeft" ? here.previousElementSibling : null;
-  if (next?.detail) { next.focus(); event.preventDefault(); }
+  const all = [...here.parentElement.querySelectorAll(".t")], at = all.indexOf(here);
+  const next = { ArrowRight: all[at + 1], ArrowLeft: all[at - 1], Home: all[0], End: all.at(-1) }[event.key];
+  if (!next) return;
+  next.focus();
+  event.preventDefault();
 });
 
 // ---- asking ----------------------------------------------------------------------------------------------------
@@ -153,8 +169,10 @@ async function* events(answer) {
 async function ask(words) {
   messages.push({ role: "user", content: words });
   $("hello")?.remove();
-  const answer = element("div", { class: "message assistant" });
+  const answer = element("div", { class: "message assistant waiting", "aria-busy": "true" });
   $("log").append(element("div", { class: "message user" }, words), answer);
+  $("log").scrollTop = $("log").scrollHeight;
+  $("fresh").disabled = true;
   running = new AbortController();
   $("send").textContent = "Stop";
   const state = { counts: {}, count: 0, trips: 0, totals: null, alone: [], started: performance.now(), text: "" };
@@ -167,13 +185,29 @@ async function ask(words) {
     if (error.name !== "AbortError") answer.append(element("span", { class: "note bad", role: "alert" }, error.message));
     else answer.append(element("span", { class: "note" }, "stopped"));
   }
-  answer.append(element("span", { class: "note" }, state.note || ""));
+  answer.classList.remove("waiting");
+  answer.removeAttribute("aria-busy");
+  if (state.note) answer.append(element("span", { class: "note" }, state.note));
+  $("log").scrollTop = $("log").scrollHeight;
+  $("fresh").disabled = false;
   messages.push({ role: "assistant", content: state.text });
   running = null;
   $("send").textContent = "Send";
   replay.end();
   $("words").focus();
   status();
+}
+
+// One line below the answer says how the way to the cloud is; it goes when the cloud is back.
+function link(detail, state, answer) {
+  const words = detail.offline ? "The cloud is away: the device goes on alone, unverified." : detail.reconnecting && !state.away ? "Looking for the cloud again." : "";
+  if (detail.online || detail.tokens) { state.away?.remove(); state.away = null; }
+  if (words) {
+    state.away?.remove();
+    state.away = element("span", { class: "note bad", role: "status", title: detail.offline || detail.reconnecting }, words);
+  }
+  if (state.away) answer.append(state.away);
+  if (detail.offline) whereabouts("cloud is away", "down");
 }
 
 function take(chunk, state, answer) {
@@ -184,9 +218,6 @@ function take(chunk, state, answer) {
   if (detail.drafted) replay.drafted(detail.drafted);
   for (const text of detail.unverified || []) state.alone.push(show({ text, origin: "unverified" }, answer));
   if (detail.retracted) state.alone.splice(-detail.retracted).forEach((span) => span.remove());
-  for (const kind of ["reconnecting", "offline"]) {
-    if (detail[kind]) answer.append(element("span", { class: "note bad" }, `${kind}: ${detail[kind]}`));
-  }
   const tokens = detail.tokens || [];
   tokens.forEach((token) => {
     state.alone.shift()?.remove();
@@ -202,12 +233,27 @@ function take(chunk, state, answer) {
     replay.committed(tokens);
     $("log").scrollTop = $("log").scrollHeight;
   }
-  if (chunk.timings) state.totals = chunk.timings;
+  if (chunk.timings) {
+    state.totals = chunk.timings;
+    state.away?.remove();
+  } else link(detail, state, answer);
   if (chunk.unverified) state.note = "No target has confirmed this text: the draft model answered alone.";
-  legend(state.counts);
+  legend({ ...state.counts, unverified: (state.counts.unverified || 0) + state.alone.length });
   strip(state.totals, state.count, state.trips, (performance.now() - state.started) / 1000);
 }
 
+const hello = $("hello");
+$("fresh").onclick = () => {
+  messages.length = 0;
+  $("log").replaceChildren(hello);
+  replay.begin();
+  latest = [];
+  legend();
+  strip();
+  $("fresh").disabled = true;
+  $("words").focus();
+};
+$("options").onsubmit = (event) => event.preventDefault();
 $("ask").onsubmit = (event) => {
   event.preventDefault();
   if (running) { running.abort(); return; }

@@ -1,6 +1,7 @@
 // Plays an answer again, message by message, with the draft tree drawn as it stood.
 const SVG = "http://www.w3.org/2000/svg";
-const WIDTH = 92, HEIGHT = 34, COLUMNS = 12, MOST_LANES = 7;
+const HEIGHT = 32, BOX = 24, GAP = 18, COLUMNS = 14, MOST_LANES = 6;
+const CHARACTER = 7.3, PADDING = 14;  // of the monospaced letters in a box
 
 function shape(tag, attributes, text) {
   const made = document.createElementNS(SVG, tag);
@@ -10,7 +11,8 @@ function shape(tag, attributes, text) {
 }
 
 const visible = (text) => text.replace(/ /g, "·").replace(/\n/g, "⏎");
-const short = (text) => (visible(text).length > 10 ? `${visible(text).slice(0, 9)}…` : visible(text));
+const short = (text) => (visible(text).length > 12 ? `${visible(text).slice(0, 11)}…` : visible(text));
+const width = (text) => Math.max(2, [...short(text)].length) * CHARACTER + PADDING;
 
 export class Replay {
   constructor($) {
@@ -21,8 +23,7 @@ export class Replay {
   }
 
   begin() {
-    clearInterval(this.timer);
-    this.timer = null;
+    this.pause();
     this.steps = [];
     this.tokens = [];
     this.first = 0;
@@ -31,6 +32,7 @@ export class Replay {
     this.$("step").disabled = this.$("play").disabled = true;
     this.$("tree").replaceChildren();
     this.$("sofar").replaceChildren();
+    this.$("caption").textContent = "After an answer: step through what was drafted and what the cloud made of it.";
   }
 
   prompt(count) { this.first = count; }
@@ -77,6 +79,7 @@ export class Replay {
     if (Number(slider.value) === Number(slider.max)) slider.value = 0;
     this.draw(Number(slider.value));
     this.$("play").textContent = "⏸";
+    this.$("play").setAttribute("aria-label", "Pause");
     this.timer = setInterval(() => {
       if (Number(slider.value) >= Number(slider.max)) { this.pause(); return; }
       slider.value = Number(slider.value) + 1;
@@ -88,18 +91,22 @@ export class Replay {
     clearInterval(this.timer);
     this.timer = null;
     this.$("play").textContent = "▶";
+    this.$("play").setAttribute("aria-label", "Play");
   }
 
   draw(index) {
     const step = this.steps[index];
     if (!step) return;
     this.$("caption").textContent = `Step ${index + 1} of ${this.steps.length}. ${this.words(step)}`;
-    this.$("sofar").replaceChildren(...this.tokens.slice(0, step.known).map((token) => {
+    this.$("step").setAttribute("aria-valuetext", this.$("caption").textContent);
+    const sofar = this.$("sofar");
+    sofar.replaceChildren(...this.tokens.slice(0, step.known).map((token) => {
       const span = document.createElement("span");
       span.className = token.origin;
       span.textContent = token.text;
       return span;
     }));
+    sofar.scrollTop = sofar.scrollHeight;
     this.tree(index, step);
   }
 
@@ -108,7 +115,10 @@ export class Replay {
     const counts = {};
     for (const token of step.tokens) counts[token.origin] = (counts[token.origin] || 0) + 1;
     const parts = Object.entries(counts).map(([origin, count]) => `${count} ${origin}`);
-    return `The cloud committed ${step.tokens.length}: ${parts.join(", ")}.`;
+    const before = step.known - step.tokens.length;
+    const fell = this.nodes.filter((node) => node.step < this.steps.indexOf(step)
+      && this.state(node, before) !== "dead" && this.state(node, step.known) === "dead").length;
+    return `The cloud committed ${step.tokens.length}: ${parts.join(", ")}.${fell ? ` ${fell} drafted ${fell === 1 ? "token" : "tokens"} fell.` : ""}`;
   }
 
   state(node, known) {
@@ -119,51 +129,87 @@ export class Replay {
     return node.position - this.first < known ? "kept" : "open";
   }
 
-  tree(index, step) {
+  // What is drawn at a step: drafted nodes from `base` on, and what the target chose where nobody had drafted it.
+  shown(index, step) {
     const before = this.steps.slice(0, index).findLast((one) => one.kind === "committed");
-    const fresh = step.kind === "committed" ? step.known - step.tokens.length : step.known;
-    const base = this.first + Math.max(0, step.kind === "committed" ? (before ? before.known : 0) : fresh);
-    const nodes = this.nodes.filter((node) => node.step <= index && node.position >= base && node.position < base + COLUMNS
-      && (this.state(node, fresh) !== "dead" || node.step === index));
-    const lanes = new Map(), taken = new Map();
-    let deepest = 0;
-    for (const node of nodes) {
-      let lane = node.above && lanes.has(node.above) ? lanes.get(node.above) : 0;
-      while ((taken.get(node.position) || new Set()).has(lane)) lane += 1;
-      if (lane >= MOST_LANES) continue;
-      lanes.set(node, lane);
-      if (!taken.has(node.position)) taken.set(node.position, new Set());
-      taken.get(node.position).add(lane);
-      deepest = Math.max(deepest, lane);
+    const known = step.kind === "committed" ? step.known - step.tokens.length : step.known;
+    const base = this.first + (step.kind === "committed" ? (before ? before.known : 0) : known);
+    // Drafts of a stream that broke are gone with it.
+    const batch = this.nodes.findLast((node) => node.step <= index)?.batch;
+    const nodes = this.nodes.filter((node) => node.step <= index && node.batch === batch && node.position >= base && node.position < base + COLUMNS
+      && (this.state(node, known) !== "dead" || node.step === index));
+    const drawn = nodes.map((node) => ({ node, kind: this.state(node, step.known), fresh: node.step === index }));
+    if (step.kind === "committed") {
+      let above = null;
+      step.tokens.forEach((token, i) => {
+        const position = this.first + known + i;
+        const kept = drawn.find((one) => one.node.position === position && one.kind === "kept");
+        if (!kept && position < base + COLUMNS) {
+          above = { position, text: token.text, above };
+          drawn.push({ node: above, kind: `chosen ${token.origin}`, fresh: false });
+        } else above = kept ? kept.node : null;
+      });
     }
-    const columns = Math.max(1, ...nodes.map((node) => node.position - base + 1));
-    const svg = shape("svg", { width: (columns + 1) * WIDTH + 8, height: (deepest + 1) * HEIGHT + 8, role: "img" });
-    svg.append(shape("title", {}, `${nodes.length} drafted tokens, ${this.words(step)}`));
-    const at = (node) => [(node.position - base + 1) * WIDTH + 4, lanes.get(node) * HEIGHT + 4];
-    for (const [node] of lanes) {
-      const [x, y] = at(node);
-      const [fromX, fromY] = node.above && lanes.has(node.above) ? at(node.above) : [4, 4];
-      if (!(node.above && lanes.has(node.above)) && node.position !== base) continue;
-      const kept = this.state(node, step.known) === "kept" ? " kept" : "";
-      const middle = HEIGHT / 2 - 3;
-      svg.append(shape("path", { class: `edge${kept}`, d: `M${fromX + WIDTH - 12} ${fromY + middle} L${x - 6} ${y + middle} L${x} ${y + middle}` }));
-    }
-    const last = base > this.first ? this.tokens[base - this.first - 1].text : "prompt";
-    svg.append(this.box(4, 4, last, "log"));
-    for (const [node] of lanes) {
-      const kind = this.state(node, step.known) + (node.step === index ? " fresh" : "");
-      const group = this.box(...at(node), node.text, kind);
-      const how = node.margin == null ? "second best" : `margin ${node.margin.toFixed(2)}`;
-      group.append(shape("title", {}, `${visible(node.text)}: ${how}, ${kind.split(" ")[0]}`));
-      svg.append(group);
-    }
-    this.$("tree").replaceChildren(svg);
+    return { base, drawn };
   }
 
-  box(x, y, text, kind) {
+  // A lane for each node, children beside their parents as far as there is room; those without one are left out.
+  lanes(drawn) {
+    const lanes = new Map(), taken = new Map();
+    for (const { node } of drawn) {
+      const used = taken.get(node.position) || new Set();
+      let lane = lanes.get(node.above) || 0;
+      while (used.has(lane)) lane += 1;
+      if (lane >= MOST_LANES) continue;
+      lanes.set(node, lane);
+      taken.set(node.position, used.add(lane));
+    }
+    return lanes;
+  }
+
+  tree(index, step) {
+    const { base, drawn } = this.shown(index, step);
+    const lanes = this.lanes(drawn);
+    const last = base > this.first ? this.tokens[base - this.first - 1].text : "prompt";
+    const widths = [width(last)];
+    for (const { node } of drawn) {
+      const column = node.position - base + 1;
+      widths[column] = Math.max(widths[column] || 0, width(node.text));
+    }
+    const starts = [2];
+    for (let i = 0; i < widths.length; i += 1) starts.push(starts[i] + (widths[i] || 0) + GAP);
+    const place = (node) => [starts[node.position - base + 1], lanes.get(node) * HEIGHT + 2];
+    const svg = shape("svg", { width: starts.at(-1), height: (Math.max(0, ...lanes.values()) + 1) * HEIGHT + 4, role: "img" });
+    svg.append(shape("title", {}, `${drawn.length} tokens. ${this.words(step)}`));
+    for (const { node, kind } of drawn) {
+      if (!lanes.has(node) || (!lanes.has(node.above) && node.position !== base)) continue;
+      const [x, y] = place(node), column = node.position - base;
+      const [fromX, fromY] = lanes.has(node.above) ? place(node.above) : [2, 2];
+      const start = fromX + widths[column], middle = BOX / 2, bend = GAP / 2;
+      svg.append(shape("path", {
+        class: `edge ${kind}`, d: `M${start} ${fromY + middle} C${start + bend} ${fromY + middle} ${x - bend} ${y + middle} ${x} ${y + middle}`,
+      }));
+    }
+    svg.append(this.box(2, 2, widths[0], last, "log"));
+    let edge = 0;
+    for (const { node, kind, fresh } of drawn) {
+      if (!lanes.has(node)) continue;
+      const [x, y] = place(node), wide = widths[node.position - base + 1];
+      const group = this.box(x, y, wide, node.text, kind + (fresh ? " fresh" : ""));
+      const how = node.id == null ? "chosen by the target" : node.margin == null ? "second best" : `margin ${node.margin.toFixed(2)}`;
+      group.append(shape("title", {}, `${visible(node.text)}: ${how}, ${kind.split(" ")[0]}`));
+      svg.append(group);
+      if (fresh || kind !== "open") edge = Math.max(edge, x + wide);
+    }
+    const tree = this.$("tree");
+    tree.replaceChildren(svg);
+    tree.scrollLeft = Math.max(0, edge - tree.clientWidth + GAP);
+  }
+
+  box(x, y, wide, text, kind) {
     const group = shape("g", { class: kind, transform: `translate(${x} ${y})` });
-    group.append(shape("rect", { width: WIDTH - 12, height: HEIGHT - 8, rx: 6 }));
-    group.append(shape("text", { x: (WIDTH - 12) / 2, y: 17, "text-anchor": "middle" }, short(text)));
+    group.append(shape("rect", { width: wide, height: BOX, rx: 6 }));
+    group.append(shape("text", { x: wide / 2, y: 16, "text-anchor": "middle" }, short(text)));
     return group;
   }
 }
