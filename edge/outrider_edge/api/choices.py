@@ -113,6 +113,7 @@ class _Choice:
 
     def __init__(self, index: int, ask: Ask, outfit: Outfit) -> None:
         self._index, self._ask = index, ask
+        self._most, self._ends = ask.requests[index].max_tokens, outfit.vocabulary.control
         shown = outfit.vocabulary.controls(ask.tools.marks) if ask.tools else frozenset()
         self._text = AnswerText(outfit.vocabulary, ask.stops, shown)
         self._reader = ToolCallReader(ask.tools) if ask.tools else None
@@ -144,12 +145,19 @@ class _Choice:
         elif isinstance(event, Finished):
             self._totals, self._reason = event.totals, _REASONS.get(event.reason, "stop")
             if self._alone:
-                return self._tokens(tuple(Token(token, Origin.UNVERIFIED) for token in self._alone))
+                return self._last_alone()
         elif isinstance(event, Tokens):
             return self._tokens(event.tokens)
         if not self._ask.details:
             return []
         return [Delta(self._index, event=event, totals=dataclasses.replace(self._totals), count=self._text.count)]
+
+    def _last_alone(self) -> list[Delta]:
+        """What no target confirmed; it ended for want of room if it did not end by itself."""
+        out = self._tokens(tuple(Token(token, Origin.UNVERIFIED) for token in self._alone))
+        if not self.over and self._text.count >= self._most and self._alone[-1] not in self._ends:
+            self._reason = "length"
+        return out
 
     def _tokens(self, tokens: tuple[Token, ...]) -> list[Delta]:
         out = []

@@ -25,6 +25,7 @@ class Cloud:
         ca, cert, key: PEM files; empty is none.
         offline: What to do without it: error, wait or draft.
         offline_after_s: Silence after which it counts as away.
+        settle_s: With `draft`: how long an answer that is complete, but not verified, waits for the cloud.
         padding: Blocks of one size at fixed times, against who listens on the network: off, on, or BYTES/INTERVAL.
     """
 
@@ -35,11 +36,14 @@ class Cloud:
     key: str = ""
     offline: str = OfflineMode.ERROR.value
     offline_after_s: float = 15.0
+    settle_s: float = 30.0
     padding: str = "off"
 
     def __post_init__(self) -> None:
         _require(bool(self.addresses), "cloud.addresses", self.addresses, "at least one HOST:PORT")
         _require(self.offline in set(OfflineMode), "cloud.offline", self.offline, "error, wait or draft")
+        for name in ("offline_after_s", "settle_s"):
+            _require(getattr(self, name) >= 0, f"cloud.{name}", getattr(self, name), "0 or more seconds")
         if (self.cert or self.key) and not (self.tls or self.ca):
             raise ConfigError("cloud.cert and cloud.key need cloud.tls or cloud.ca")
         if self.padding != "off":

@@ -171,7 +171,7 @@ def open_device(config: EdgeConfig) -> Device:
         draft.pack,
         tls=cloud.client_tls(),
         policy=DraftPolicy(depth=draft.depth, width=draft.width),
-        offline=OfflinePolicy(OfflineMode(cloud.offline), cloud.offline_after_s),
+        offline=OfflinePolicy(OfflineMode(cloud.offline), cloud.offline_after_s, cloud.settle_s),
         threads=draft.threads,
         padding=Padding.parse(cloud.padding),
     )

@@ -35,12 +35,16 @@ def find_file(named: Path | None, environment: Mapping[str, str] = os.environ) -
     """The configuration file; None where there is none.
 
     Raises:
-        ConfigError: if the named one does not exist.
+        ConfigError: if the named one does not exist, or nobody may look where one could be.
     """
     chosen = named or (Path(name) if (name := environment.get(PREFIX + "CONFIG")) else None)
-    if chosen is None:
-        return next((place for place in places(environment) if place.is_file()), None)
-    if not chosen.is_file():
+    try:
+        if chosen is None:
+            return next((place for place in places(environment) if place.is_file()), None)
+        found = chosen.is_file()
+    except OSError as error:
+        raise ConfigError(f"{error.filename} cannot be read: {error.strerror}", hint="is HOME this user's?") from error
+    if not found:
         raise ConfigError(f"there is no configuration file {chosen}", hint="see --config and OUTRIDER_EDGE_CONFIG")
     return chosen
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from support.daemon import CHAT, ENVIRONMENT, TOOLS, call, daemon
+from support.daemon import CHAT, ENVIRONMENT, TOOLS, call, daemon, send
 
 ASK = {"messages": CHAT, "temperature": 0, "max_tokens": 4}
 NULLS = dict.fromkeys((
@@ -109,6 +109,25 @@ def test_settings_of_file_environment_and_flags_work_together(tmp_path, device, 
         assert call(changed, body=local)[1]["choices"] == call(device, body=local)[1]["choices"], "nothing goes out"
         status, answer = call(changed, body={**ASK, "n": 3})
         assert (status, answer["error"]["type"]) == (429, "rate_limit_error"), "the flag stands over the environment"
+
+
+def test_without_a_cloud_the_answer_is_the_drafts_or_an_error(tmp_path, device):
+    """Nobody listens there: `draft` answers alone and says so, streamed or whole; `error` is a 503 with the address."""
+    soon = {"OUTRIDER_EDGE_CLOUD_OFFLINE_AFTER_S": "0.2", "OUTRIDER_EDGE_CLOUD_SETTLE_S": "0"}
+    with daemon(tmp_path, "127.0.0.1:1", "--offline", "draft", **soon) as alone:
+        assert call(alone, "GET", "/health")[0] == 200
+        assert call(alone, "GET", "/outrider/status")[1]["cloud_reachable"] is False
+        assert call(alone, "GET", "/v1/models")[0] == 200
+        status, answer = call(alone, body=ASK)
+        assert (status, answer["unverified"]) == (200, True)
+        local = call(device, body={**ASK, "outrider": {"local_only": True}})[1]
+        assert answer["choices"] == local["choices"], "the same draft, alone by order or by need"
+        streamed = send(alone, body={**ASK, "stream": True}).read()
+        assert streamed.count(b'"unverified":true') == 1
+        assert streamed.endswith(b"data: [DONE]\n\n")
+        status, answer = call(alone, body={**ASK, "outrider": {"offline": "error"}})
+        assert (status, answer["error"]["type"]) == (503, "unavailable_error")
+        assert "127.0.0.1:1" in answer["error"]["message"]
 
 
 def test_tools_and_strict_need_no_more_white_space_than_people_write(device):

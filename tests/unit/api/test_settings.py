@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from outrider_edge.api.settings import find_file, load
@@ -43,6 +45,8 @@ def test_mistakes_are_told_with_their_name(tmp_path, text, said):
 
 def test_named_file_must_exist_and_others_need_not(tmp_path):
     home = {"XDG_CONFIG_HOME": str(tmp_path)}
+    with pytest.raises(ConfigError, match="cannot be read"):
+        find_file(Path("x" * 300), {})
     with pytest.raises(ConfigError, match=r"nowhere\.toml"):
         find_file(None, {"OUTRIDER_EDGE_CONFIG": str(tmp_path / "nowhere.toml")})
     (tmp_path / "outrider").mkdir()

@@ -190,7 +190,8 @@ async function ask(words) {
   if (state.note) answer.append(element("span", { class: "note" }, state.note));
   $("log").scrollTop = $("log").scrollHeight;
   $("fresh").disabled = false;
-  messages.push({ role: "assistant", content: state.text });
+  if (state.text) messages.push({ role: "assistant", content: state.text });
+  else messages.pop();
   running = null;
   $("send").textContent = "Send";
   replay.end();
@@ -200,7 +201,8 @@ async function ask(words) {
 
 // One line below the answer says how the way to the cloud is; it goes when the cloud is back.
 function link(detail, state, answer) {
-  const words = detail.offline ? "The cloud is away: the device goes on alone, unverified." : detail.reconnecting && !state.away ? "Looking for the cloud again." : "";
+  const looking = detail.reconnecting && !state.away ? "Looking for the cloud again." : "";
+  const words = detail.offline ? "The cloud is away. What the device writes alone is underlined until it is confirmed." : looking;
   if (detail.online || detail.tokens) { state.away?.remove(); state.away = null; }
   if (words) {
     state.away?.remove();
