@@ -16,7 +16,7 @@ from outrider_cloud.generate import generate
 from outrider_edge.link.grpc_link import GrpcConnector
 from outrider_edge.session.events import GenerateRequest, Pace
 from outrider_shared.emulator import Fault, FaultKind, FaultSchedule, LinkPlan, LinkProfile, LinkProxy, precise_loop
-from outrider_shared.emulator.control import LinkProcess
+from outrider_shared.emulator.control import LinkProcess, apply, request_of
 from outrider_shared.errors import ConfigError
 from outrider_shared.sampling import SamplingParams
 from support.drafters import OracleDrafter
@@ -215,11 +215,36 @@ def test_link_in_a_process_of_its_own_obeys_and_counts():
     run(play())
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["nope", "[1]", "3", '{"st": 3}', '{"set": 3}', '{"set": {"rtt_s": "x"}}', '{"fault": {}}', '{"fault": "cut"}',
+     '{"fault": {"kind": ["cut"]}}', '{"fault": {"kind": "stall"}}',
+     '{"fault": {"kind": "stall", "duration_s": "long"}}'],
+)  # fmt: skip
+def test_a_request_that_is_none_is_refused_with_a_sentence(line: str):
+    """Over the pipes of `--control`; nothing is done then."""
+
+    async def play():
+        async with echo() as to, LinkProxy(to, LinkPlan()) as proxy:
+            before = proxy.profile
+            with pytest.raises(ConfigError, match=r"[a-z] .* [a-z]"):
+                apply(proxy, request_of(line.encode()))
+            assert proxy.profile == before
+
+    run(play())
+
+
 def test_link_command_refuses_what_makes_no_sense():
     """A rate that is no number, an unknown fault: a sentence, status 2, no traceback."""
     command = [sys.executable, "-m", "outrider_shared.emulator.cli", "--to", "127.0.0.1:1"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    for wrong in (["--rate-kbit", "fast"], ["--fault", "1:fire"], ["--change", "x:5"], ["--listen", "nowhere"]):
+    for wrong in (
+        ["--rate-kbit", "fast"],
+        ["--fault", "1:fire"],
+        ["--change", "x:5"],
+        ["--change", "5"],
+        ["--listen", "nowhere"],
+    ):
         done = subprocess.run([*command, *wrong], capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == 2, done.stderr
         assert "Traceback" not in done.stderr

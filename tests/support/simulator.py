@@ -192,7 +192,7 @@ class Simulation:
         state = device.state
         if plan(state, drafting=True, unsent_s=float(self._choose(2))) is Action.SEND:
             nodes = state.unsent()
-            more = not state.burst_done or len(state.tree) - state.sent > len(nodes)
+            more = state.more_after(nodes)
             message = (
                 draft_to_wire(nodes, state.sent - 1, state.vocabulary, more=more) if nodes else pb.Draft(more=more)
             )

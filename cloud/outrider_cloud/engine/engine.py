@@ -20,6 +20,7 @@ from outrider_cloud.engine.accept import accept, judge
 from outrider_cloud.engine.batch import lay_out
 from outrider_cloud.engine.checks import check_request, check_tree
 from outrider_cloud.engine.events import Committed, Failed, Finish, Hint, Opened, Request, Sink, Source
+from outrider_cloud.engine.habits import Habits
 from outrider_cloud.engine.memory import KvMemory
 from outrider_cloud.engine.session import Session, State
 from outrider_cloud.engine.shaping import Shaper
@@ -70,6 +71,7 @@ class Engine:
         self.memory = KvMemory(config)
         self.sessions: dict[SessionId, Session] = {}
         self.stats = EngineStats()
+        self.habits = Habits()
         self.drafts = CloudDrafts(config, draft_model, clock, executor)
         self._clock = clock
         self._arrivals = 0
@@ -101,6 +103,7 @@ class Engine:
         self._arrivals += 1
         session = Session(request, self._arrivals, sink)
         session.hold_since = self._clock()
+        self.habits.begin(session)
         self.sessions[request.session_id] = session
         self.memory.admit(self.sessions.values())
         sink(Opened(request.session_id, len(session.log), session.computed))
@@ -333,6 +336,7 @@ class Engine:
     def _retire(self, session: Session) -> None:
         """Free a finished session's KV (full blocks stay in the prefix cache) and keep its log for a late resume."""
         session.drop_kv(self.pool)
+        self.habits.end(session)
         self.drafts.forget(session.request.session_id)
         session.state = State.FINISHED
         session.lease_end = min(session.lease_end, self._clock() + self.config.lease_s)

@@ -37,9 +37,9 @@ WORTH_A_ROW = 0.1
 _LOADED_SHARE = 0.5
 # Fewer nodes in flight would not let a device show what its drafts are worth.
 _LEAST_NODES = 4
-# Parts of a step's time: drafts expected within the first are waited for, until the second is over (decision 0005).
-_SOON = 0.2
-_LATEST = 0.4
+# Parts of a step's time: drafts expected within the first are waited for, until the second is over (decision 0032).
+_SOON = 0.6
+_LATEST = 0.8
 # Part of its usual wait for its own drafts that a session of pace `hold` waits for others' (decision 0031).
 _GATHERING = 0.5
 

@@ -162,8 +162,10 @@ class Session:
         """How long after its last commit a draft is worth waiting for, if drafts usually come within `soon_s`.
 
         After the first nodes of a burst the rest is waited for until `latest_s`. A device that let a whole commit pass
-        in silence is not waited for.
+        in silence is not waited for. The first drafts travel behind the opening itself, however far the device is.
         """
+        if self.response_s is not None and self.generated == 0:
+            return latest_s if self.tree.children else soon_s
         if self.response_s is None or self.response_s > soon_s:
             return 0.0
         if self.silent_since is None:

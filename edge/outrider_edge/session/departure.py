@@ -23,7 +23,7 @@ _SHORTER, _LONGER = 0.6, 0.1
 # For timers, the network stacks, and what the estimate of a step is off by.
 _MARGIN_S, _MARGIN_SHARE = 0.001, 0.04
 # Part of a step within which the cloud waits for drafts itself (its scheduler's rule for drafts that are nearly there).
-_AWAITED_SHARE = 0.4
+_AWAITED_SHARE = 0.6
 
 
 class Departures:

@@ -175,7 +175,7 @@ class SessionLoop:
     def _send_drafts(self) -> None:
         state = self._state
         nodes = state.unsent()
-        more = not state.burst_done or len(state.tree) - state.sent > len(nodes)
+        more = state.more_after(nodes)
         draft = draft_to_wire(nodes, state.sent - 1, state.vocabulary, more=more) if nodes else pb.Draft(more=more)
         state.mark_sent(nodes)
         state.flushed = not more

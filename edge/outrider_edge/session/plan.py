@@ -62,10 +62,10 @@ def plan(
 
 def _owes_word(state: SessionState) -> bool:
     """Whether the cloud may be waiting for more of a burst that is over."""
-    return state.burst_done and not state.flushed and state.request.pace is not Pace.AHEAD
+    return (state.burst_done or state.full) and not state.flushed and state.request.pace is not Pace.AHEAD
 
 
 def _worth_drafting(state: SessionState) -> bool:
-    if state.exhausted or state.at_end or state.tree.pending + state.policy.width > state.max_nodes:
+    if state.exhausted or state.at_end or state.full:
         return False
     return not state.burst_done or state.bursts_ahead < state.policy.bursts_ahead

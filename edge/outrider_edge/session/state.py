@@ -92,6 +92,11 @@ class SessionState:
         self.context_length = 0
         self._begin_burst()
 
+    @property
+    def full(self) -> bool:
+        """Whether as many nodes are pending as the cloud takes: no more come before a commit."""
+        return self.tree.pending + self.policy.width > self.max_nodes
+
     # ---- drafting -----------------------------------------------------------------------------------------------
 
     def path(self) -> list[int]:
@@ -165,6 +170,10 @@ class SessionState:
         """Nodes that the cloud does not have, as many as one message takes."""
         count = min(len(self.tree) - self.sent, self.max_per_message)
         return [self.tree.node(self.sent + i) for i in range(count)]
+
+    def more_after(self, nodes: Sequence[Node]) -> bool:
+        """Whether further nodes of the burst follow a message with these, without a commit in between."""
+        return not (self.burst_done or self.full) or len(self.tree) - self.sent > len(nodes)
 
     def mark_sent(self, nodes: list[Node]) -> None:
         """The nodes are on their way."""

@@ -111,7 +111,10 @@ def _profile(flags: dict[str, Any]) -> LinkProfile:
 
 
 def _pairs(texts: tuple[str, ...]) -> list[tuple[str, str]]:
-    return [(at, value) for at, _, value in (text.partition(":") for text in texts)]
+    pairs = [(at, value) for at, _, value in (text.partition(":") for text in texts)]
+    if bare := [at for at, value in pairs if not value]:
+        raise ConfigError(f"change {bare[0]!r} has no round-trip time", hint="use SECOND:RTT_MS")
+    return pairs
 
 
 def _fault(text: str) -> Fault:

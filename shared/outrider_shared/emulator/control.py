@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from outrider_shared.emulator.profile import LinkProfile
     from outrider_shared.emulator.proxy import LinkProxy
 
+_REQUESTS = ("set", "fault", "frames", "listen", "heard")
 _STOP_S = 5.0
 _LINE_BYTES = 1 << 24
 
@@ -36,28 +37,55 @@ async def obey(proxy: LinkProxy) -> None:
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := await reader.readline():
         try:
-            request = json.loads(line)
+            request = request_of(line)
             apply(proxy, request)
-        except (OutriderError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except OutriderError as error:
             _tell({"error": str(error)})
         else:
             _tell(answer_to(proxy, request))
+
+
+def request_of(line: bytes) -> dict[str, Any]:
+    """A line as a request.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    try:
+        request = json.loads(line)
+    except ValueError:
+        request = None
+    if not isinstance(request, dict):
+        raise ConfigError("a request is a JSON object on a line of its own", hint='such as {"set": {"rtt_s": 0.05}}')
+    if unknown := request.keys() - _REQUESTS:
+        raise ConfigError(f"there is no request {min(unknown)!r}", hint=f"there are {', '.join(_REQUESTS)}")
+    for name in ("set", "fault"):
+        if not isinstance(request.get(name, {}), dict):
+            raise ConfigError(f"what {name!r} takes is a JSON object")
+    return request
 
 
 def apply(proxy: LinkProxy, request: dict[str, Any]) -> None:
     """Do what one request says.
 
     Raises:
-        ConfigError: if a field does not exist or its value is out of range.
-        ValueError: if the kind of fault does not exist.
+        ConfigError: if a field or a kind of fault does not exist, or a value is out of range.
     """
     if "set" in request:
         proxy.set_profile(proxy.profile.changed(request["set"]))
     if "listen" in request:
         proxy.listen()
     if "fault" in request:
-        fault = request["fault"]
-        proxy.inject(Fault(0.0, FaultKind(fault["kind"]), float(fault.get("duration_s", 0.0))))
+        proxy.inject(_fault(request["fault"]))
+
+
+def _fault(fields: dict[str, Any]) -> Fault:
+    kind, duration_s = fields.get("kind"), fields.get("duration_s", 0.0)
+    if kind not in list(FaultKind):
+        raise ConfigError(f"there is no fault of kind {kind!r}", hint=f"there are {', '.join(FaultKind)}")
+    if not isinstance(duration_s, int | float):
+        raise ConfigError(f"a fault's duration_s is {duration_s!r}", hint="it must be a number of seconds")
+    return Fault(0.0, FaultKind(kind), float(duration_s))
 
 
 def answer_to(proxy: LinkProxy, request: dict[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Fault:
         if not (self.at_s >= 0 and self.duration_s >= 0):
             raise ConfigError(f"a fault at {self.at_s} s for {self.duration_s} s", hint="neither may be negative")
         if (self.duration_s > 0) != (self.kind in _LASTING):
-            raise ConfigError(f"{self.kind} for {self.duration_s} s", hint=f"a duration goes with {sorted(_LASTING)}")
+            raise ConfigError(f"{self.kind} for {self.duration_s} s", hint="stall and refuse have one, others not")
 
 
 @dataclass(frozen=True, slots=True)

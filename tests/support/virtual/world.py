@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -55,6 +56,7 @@ class Scenario:
         cached: Whether prompts are in the cloud's prefix cache, as `outrider bench link` has them.
         first: Recorded answer that device 0 begins with.
         padding: Of every stream; None is none.
+        rivals: Further devices with ways and links of their own, that ask until the others have all their answers.
         pair: The models.
     """
 
@@ -75,6 +77,7 @@ class Scenario:
     cached: bool = False
     first: int = 0
     padding: Padding | None = None
+    rivals: tuple[tuple[methods.Method, LinkProfile], ...] = ()
     pair: Pair = field(default_factory=recorded)
 
 
@@ -121,8 +124,16 @@ async def _play(scenario: Scenario, loop) -> dict:
             loop.call_later(at, setattr, network, "profile", profile)
     started = loop.time()
     heard = [(len(n.up.seen), len(n.down.seen)) for n in networks]
+    rivals = [
+        asyncio.ensure_future(_rival(dataclasses.replace(scenario, method=method, link=link), service, runner, loop))
+        for method, link in scenario.rivals
+    ]
     seen = await asyncio.gather(*(_device(scenario, d, client, loop) for d, client in enumerate(clients)))
     taken_s = loop.time() - started
+    for rival in rivals:
+        assert not rival.done(), "a rival asks until the end"
+        rival.cancel()
+    await asyncio.gather(*rivals, return_exceptions=True)
     answers = [answer for device in seen for answer in device]
     task.stop()
     for answer in answers:
@@ -133,6 +144,7 @@ async def _play(scenario: Scenario, loop) -> dict:
         "tokens": tokens,
         "tokens_per_s": tokens / sum(walls),
         "tokens_per_s_p50": statistics.median(len(a.tokens) / w for a, w in zip(answers, walls, strict=True)),
+        "tokens_per_s_least": min(len(a.tokens) / w for a, w in zip(answers, walls, strict=True)),
         "aggregate_tokens_per_s": tokens / taken_s,
         "ttft_ms": 1e3 * statistics.mean(a.times[0][0] for a in answers),
         "steps_per_token": sum(a.totals.cloud_steps for a in answers) / tokens,
@@ -164,6 +176,12 @@ async def _device(scenario: Scenario, number: int, client: Client, loop) -> list
         await asyncio.sleep(scenario.stagger_s * ((number * 0.618) % 1.0))
     first = scenario.first + number * scenario.answers
     return [await _answer(scenario, client, first + i, loop) for i in range(scenario.answers)]
+
+
+async def _rival(scenario: Scenario, service: Service, runner: ScriptedRunner, loop) -> None:
+    client = _client(scenario, Network(service, scenario.link, scenario.stack_s), runner)
+    for number in itertools.count():
+        await _answer(scenario, client, number, loop)
 
 
 async def _answer(scenario: Scenario, client: Client, number: int, loop) -> AnswerSeen:

@@ -1,6 +1,6 @@
 """What a step runs: fairness, prompts beside decoding, drafts by worth, and who waits for drafts."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given
@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from outrider_cloud.engine.batch import lay_out
 from outrider_cloud.engine.config import EngineConfig
 from outrider_cloud.engine.events import Event, Pace, Request
+from outrider_cloud.engine.habits import Habits
 from outrider_cloud.engine.schedule import Work, next_hold_end, patience_s, plan, ready
 from outrider_cloud.engine.session import Session, State
 from outrider_cloud.engine.survival import DraftSurvival
@@ -43,13 +44,16 @@ class Given:
     more: bool = False
     none_coming: bool = False
     max_tokens: int = 50
+    generated: int = 0
 
 
 def sessions(*given_sessions: Given) -> list[Session]:
     made = []
     for arrival, g in enumerate(given_sessions, 1):
-        prompt = tuple(range(1, 1 + g.computed + g.sure))
-        session = Session(Request(SessionId(g.name), prompt, g.max_tokens, pace=g.pace), arrival, ignore)
+        log = tuple(range(1, 1 + g.computed + g.sure))
+        prompt, committed = log[: len(log) - g.generated], log[len(log) - g.generated :]
+        request = Request(SessionId(g.name), prompt, g.max_tokens, pace=g.pace, committed=committed)
+        session = Session(request, arrival, ignore)
         session.state, session.computed, session.last_step = g.state, g.computed, g.last_step
         session.survival, session.hold_since = DraftSurvival(g.survival), g.hold_since
         session.more_drafts, session.no_drafts = g.more, g.none_coming
@@ -234,17 +238,17 @@ STEP_S = 0.025
     ],
 )
 def test_drafts_that_are_nearly_there_are_waited_for(pace: Pace, response_s: float | None, waits: bool):
-    (session,) = sessions(Given("a", pace=pace))
+    (session,) = sessions(Given("a", pace=pace, generated=1))
     session.response_s, session.silent_since, session.won_s = response_s, NOW, 1.0
     assert (next_step([session], config(64), NOW, STEP_S) == []) == waits
     if waits:
         end = next_hold_end([session], config(64), NOW, STEP_S)
-        assert NOW < end < NOW + 0.5 * STEP_S
+        assert NOW < end < NOW + STEP_S
         assert next_step([session], config(64), end, STEP_S)
 
 
 def test_the_rest_of_a_burst_is_waited_for_a_little_longer():
-    (session,) = sessions(Given("a", pace=Pace.AUTO, drafts=CHAIN, more=True))
+    (session,) = sessions(Given("a", pace=Pace.AUTO, drafts=CHAIN, more=True, generated=1))
     session.response_s, session.silent_since = 0.002, NOW
     alone = next_hold_end([session], config(64), NOW, STEP_S)
     session.silent_since = None
@@ -255,9 +259,25 @@ def test_the_rest_of_a_burst_is_waited_for_a_little_longer():
 
 
 def test_a_device_that_let_a_commit_pass_in_silence_is_not_waited_for():
-    (session,) = sessions(Given("a", pace=Pace.AUTO))
+    (session,) = sessions(Given("a", pace=Pace.AUTO, generated=1))
     session.response_s, session.silent_since = 0.002, NOW - STEP_S
     assert next_step([session], config(64), NOW, STEP_S)
+
+
+@pytest.mark.parametrize(
+    ("usual_s", "pace", "waits"), [(0.2, Pace.AUTO, True), (None, Pace.AUTO, False), (0.2, Pace.AHEAD, False)]
+)
+def test_the_first_drafts_of_a_device_that_drafts_are_waited_for(usual_s: float | None, pace: Pace, waits: bool):
+    """However far it is: they travel behind the opening. What a device is used to is known from its last answer."""
+    habits = Habits()
+    before, session, another = sessions(Given("a", pace=pace), Given("a", pace=pace), Given("b", pace=pace))
+    another.request = replace(another.request, scope=b"another device")
+    before.response_s = usual_s
+    habits.end(before)
+    for each in (session, another):
+        habits.begin(each)
+    assert (not next_step([session], config(64), NOW, STEP_S)) == waits
+    assert next_step([another], config(64), NOW, STEP_S)
 
 
 @given(st.floats(-1.0, 1.0), st.floats(0.0, 1.0), st.floats(0.001, 1.0))
@@ -299,7 +319,7 @@ def test_gathering_ends(usual_s: float, step_s: float):
 
 def test_auto_takes_part_in_steps_however_many_sessions_there_are():
     """Waiting for late drafts saved no cloud time under load: whoever was ready stepped alone (decision 0025)."""
-    made = sessions(*(Given(str(n), pace=Pace.AUTO) for n in range(9)))
+    made = sessions(*(Given(str(n), pace=Pace.AUTO, generated=1) for n in range(9)))
     for session in made:
         session.response_s = 0.2
     for count in (1, 7, 9):

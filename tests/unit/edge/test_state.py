@@ -32,7 +32,7 @@ def session(max_tokens: int = 40, pace: Pace = Pace.HOLD, asked=None, **policy) 
 
 def send_all(state: SessionState) -> None:
     state.mark_sent(state.unsent())
-    state.flushed = state.burst_done
+    state.flushed = state.burst_done or state.full
 
 
 def commit(state: SessionState, tokens: list[int], accepted: int = 0, grow: int | None = None, **fields):
@@ -143,6 +143,20 @@ def test_nothing_is_drafted_that_could_not_be_committed():
     while plan(longer, drafting=True, unsent_s=0.0) is Action.DRAFT:
         longer.grow(guess(5))
     assert len(longer.tree) == 2
+
+
+def test_a_burst_that_the_clouds_bound_interrupts_is_not_waited_for():
+    """The cloud hears that no more comes for now, also where the bound came down behind a promise of more."""
+    state = session(max_tokens=500, depth=500, stop_survival=0.0)
+    for _ in range(3):
+        assert plan(state, drafting=True, unsent_s=0.0) is Action.DRAFT
+        state.grow(guess(5))
+    state.mark_sent(state.unsent())
+    state.flushed = False
+    state.max_nodes = state.tree.pending
+    assert plan(state, drafting=True, unsent_s=0.0) is Action.SEND
+    state.flushed = True
+    assert plan(state, drafting=True, unsent_s=0.0) is Action.WAIT
 
 
 def test_bounds_of_the_cloud_are_kept():
