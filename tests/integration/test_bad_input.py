@@ -40,10 +40,10 @@ REFUSED_OPENS = {
     "empty prompt": ({"prompt": b"", "prompt_length": 0}, "invalid_prompt", ["empty"]),
     "prompt over the context": (
         {"prompt": pack_tokens([1] * 128, 97), "prompt_length": 128},
-        "invalid_prompt",
+        "context_length_exceeded",
         ["128"],
     ),
-    "huge prompt": ({"prompt": b"", "prompt_length": 2**31}, "invalid_prompt", ["2147483648", "128"]),
+    "huge prompt": ({"prompt": b"", "prompt_length": 2**31}, "context_length_exceeded", ["2147483648", "128"]),
     "torn prompt": ({"prompt": b"\x01", "prompt_length": 4}, "protocol", ["4 bytes", "1"]),
     "negative temperature": ({"sampling": pb.Sampling(temperature=-0.5)}, "invalid_parameter", ["temperature", "-0.5"]),
     "temperature not a number": ({"sampling": pb.Sampling(temperature=math.nan)}, "invalid_parameter", ["temperature"]),

@@ -38,6 +38,8 @@ _log = structlog.get_logger(__name__)
 _STATUS = {
     "invalid_parameter": grpc.StatusCode.INVALID_ARGUMENT,
     "invalid_prompt": grpc.StatusCode.INVALID_ARGUMENT,
+    "context_length_exceeded": grpc.StatusCode.INVALID_ARGUMENT,
+    "invalid_grammar": grpc.StatusCode.INVALID_ARGUMENT,
     "invalid_draft": grpc.StatusCode.INVALID_ARGUMENT,
     "protocol": grpc.StatusCode.INVALID_ARGUMENT,
     "unknown_model": grpc.StatusCode.NOT_FOUND,
