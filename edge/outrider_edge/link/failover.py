@@ -126,11 +126,12 @@ class FailoverConnector:
                         return task.result()
                     if not isinstance(error, OutriderError):
                         raise error
-                    self._failed(address, str(error))
+                    self._failed(address, error.message)
         finally:
             await _drop(tries)
-        reasons = "; ".join(f"{address}: {health.last_error}" for address, health in self._health.items())
-        raise UnavailableError(f"no cloud can be reached ({reasons})")
+        told = [(address, health.last_error) for address, health in self._health.items()]
+        reasons = "; ".join(error if address in error else f"{address}: {error}" for address, error in told)
+        raise UnavailableError(f"no cloud can be reached: {reasons}", hint="is it running, do address and flags fit?")
 
     def note(self, peer: str, *, alive: bool) -> None:
         """Remember that a peer was heard of, or failed; see `Connector`."""
