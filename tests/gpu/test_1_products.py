@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch.nn.functional import linear
 
 from outrider_cloud.bench.kernel_products import product_sizes
 
+# How cuBLAS was set up (see run.py): findings are told by it.
+WORKSPACE = os.environ.get("CUBLAS_WORKSPACE_CONFIG", "default")
 PRODUCTS = ("qkv", "output", "gate and up", "down", "head")
 
 
@@ -38,7 +42,9 @@ def test_a_row_has_the_same_bits_at_every_place(place, findings, model, product)
             mixed[at] = row[0]
             among += int(not torch.equal(linear(mixed, weight)[at], together[0]))
         wrong[bucket] = (places, among)
-    findings[f"products/{place.models[model]}/{product}: places, neighbours that change bits, by bucket"] = wrong
+    findings[
+        f"products/{WORKSPACE}/{place.models[model]}/{product}: places, neighbours that change bits, by bucket"
+    ] = wrong
     assert all(counts == (0, 0) for counts in wrong.values()), wrong
 
 
@@ -61,5 +67,5 @@ def test_which_buckets_agree_is_found_out(place, findings, model):
         x = rows_of(place.buckets[-1], weight.shape[1], place, generator)
         whole = linear(x, weight)
         told[product] = [b for b in place.buckets if torch.equal(linear(x[:b].contiguous(), weight), whole[:b])]
-    findings[f"products/{place.models[model]}: buckets with the bits of the largest"] = told
+    findings[f"products/{WORKSPACE}/{place.models[model]}: buckets with the bits of the largest"] = told
     assert all(agreeing[-1] == place.buckets[-1] for agreeing in told.values())

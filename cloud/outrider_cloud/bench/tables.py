@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 
 def table_of(told: dict[str, Any]) -> Table:
@@ -28,7 +28,17 @@ def _kernels(told: dict[str, Any]) -> Table:
 
 
 def _steps(told: dict[str, Any]) -> Table:
-    table = Table("", "rows", "wall us", "forward us", "around us", "tokens/s", "of copy", "x 1 row", "x natural")
+    table = Table(
+        Column("", min_width=24),
+        "rows",
+        "wall us",
+        "forward us",
+        "around us",
+        "tokens/s",
+        "of copy",
+        "x 1 row",
+        "x natural",
+    )
     for r in told["results"]:
         if "cases" not in r:
             table.add_row(r["name"], *(f"{k} {v}" for k, v in r.items() if k != "name"))
@@ -44,7 +54,9 @@ def _steps(told: dict[str, Any]) -> Table:
 
 def _peers(told: dict[str, Any]) -> Table:
     over = {(r["peer"], r["mode"], r["sessions"]): r["ours_over_it"] for r in told["summary"]}
-    table = Table("", "mode", "sessions", "tokens/s", "least", "most", "per step", "ours is x times")
+    table = Table(
+        Column("", min_width=30), "mode", "sessions", "tokens/s", "least", "most", "per step", "ours is x times"
+    )
     for r in told["results"]:
         if "tokens_per_s" not in r:
             table.add_row(r["name"], "", "", r.get("missing", r.get("failed", "")))

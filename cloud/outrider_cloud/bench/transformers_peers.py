@@ -45,45 +45,56 @@ class Decoded:
 
 
 class _Clock:
-    """Among the stopping criteria: notes when the first tokens were there, and how many."""
+    """Notes when the first tokens were there and how many, and counts the forwards after that."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self.started, self.length, self.calls = 0.0, 0, 0
+        self.started, self.length, self.steps = 0.0, 0, -1
 
-    def __call__(self, input_ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
-        """Stops nothing: [sessions] false."""
-        self.calls += 1
-        if self.calls == 1:
+    def tick(self, input_ids: torch.Tensor) -> None:
+        """A forward has ended, with these tokens so far: [sessions, length]."""
+        self.steps += 1
+        if self.steps == 0:
             _wait(self._device)
             self.started, self.length = time.perf_counter(), input_ids.shape[1]
+
+    def __call__(self, input_ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
+        """As a stopping criterion, which is asked after every forward, stops nothing: [sessions] false."""
+        self.tick(input_ids)
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
 def generate(loaded: LoadedModel, prompts: Sequence[Sequence[int]], count: int, **how: Any) -> Decoded:
     """`generate` for `count` tokens of each session, with further arguments `how`."""
+    clock = _Clock(loaded.model.device)
+    return _generate(loaded, prompts, count, clock, stopping_criteria=StoppingCriteriaList([clock]), **how)
+
+
+def _generate(loaded: LoadedModel, prompts: Sequence[Sequence[int]], count: int, clock: _Clock, **how: Any) -> Decoded:
     model: Any = loaded.model
     device = model.device
-    given, clock = torch.tensor(prompts, device=device), _Clock(device)
-    with _sdpa(model), torch.inference_mode():
+    given = torch.tensor(prompts, device=device)
+    with _sdpa(model):
         out = model.generate(
-            given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=count, pad_token_id=0,
-            stopping_criteria=StoppingCriteriaList([clock]), **how,
-        )  # fmt: skip
+            given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=count, pad_token_id=0, **how
+        )
         _wait(device)
     seconds = time.perf_counter() - clock.started
     answers = out[:, given.shape[1] :].tolist()
-    return Decoded((out.shape[1] - clock.length) * len(prompts), seconds, clock.calls - 1, answers)
+    return Decoded((out.shape[1] - clock.length) * len(prompts), seconds, clock.steps, answers)
 
 
 class _Candidates(CandidateGenerator):  # type: ignore[misc]
     """Drafts of a replay in the place of an assistant's, at no cost."""
 
-    def __init__(self, replay: Replay) -> None:
-        self._replay = replay
+    def __init__(self, replay: Replay, clock: _Clock) -> None:
+        self._replay, self._clock, self._asked = replay, clock, False
 
     def get_candidates(self, input_ids: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
-        """[1, length + drafts]."""
+        """[1, length + drafts]. It is asked before every forward, so from the second time on one has ended."""
+        if self._asked:
+            self._clock.tick(input_ids)
+        self._asked = True
         chain = self._replay(input_ids[0].tolist())
         return torch.cat((input_ids, input_ids.new_tensor([chain])), 1) if chain else input_ids, None
 
@@ -94,9 +105,12 @@ class _Candidates(CandidateGenerator):  # type: ignore[misc]
 def assisted(loaded: LoadedModel, prompt: Sequence[int], count: int, drafts: int, replay: Replay) -> Decoded:
     """Assisted generation of one session (it takes no more), with a replay's drafts in place of an assistant's."""
     model: Any = loaded.model
-    model._get_candidate_generator = lambda **_: _Candidates(replay)  # noqa: SLF001 - it has no public place for one
+    clock = _Clock(model.device)
+    candidates = _Candidates(replay, clock)
+    model._get_candidate_generator = lambda **_: candidates  # noqa: SLF001 - it has no public place for one
     try:
-        return generate(loaded, [prompt], count, prompt_lookup_num_tokens=drafts)
+        done = _generate(loaded, [prompt], count, clock, prompt_lookup_num_tokens=drafts)
+        return dataclasses.replace(done, steps=done.steps + 1)  # the last forward is not followed by a question
     finally:
         del model._get_candidate_generator  # noqa: SLF001 - the class's own again
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 # Clusters of blocks, which the sampling kernel needs, came with compute capability 9.0 (H100, H200).
 _LEAST_CAPABILITY = (9, 0)
-# More dynamic shared memory than this is given only on request.
-_DEFAULT_SHARED_BYTES = 48 * 1024
 _CPU = "or serve with --device cpu"
 
 
@@ -85,9 +83,11 @@ class GpuLauncher:
     def __init__(self, device: torch.device) -> None:
         check_gpu(device)
         self.device = torch.device("cuda", device.index or 0)
-        self.processors = torch.cuda.get_device_properties(self.device).multi_processor_count
+        properties = torch.cuda.get_device_properties(self.device)
+        self.processors = properties.multi_processor_count
+        self._most_shared_bytes: int = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
         self._cupy = _cupy()
-        self._kernels: dict[tuple[Variant, str, int], Any] = {}
+        self._kernels: dict[tuple[Variant, str], Any] = {}
 
     def launch(
         self,
@@ -103,11 +103,11 @@ class GpuLauncher:
         # A stream remembered from outside a capture would record an empty graph.
         stream = _Stream(torch.cuda.current_stream(self.device).cuda_stream)
         with self._cupy.cuda.Device(self.device.index), self._cupy.cuda.Stream.from_external(stream):
-            found = self._kernel(variant, kernel, shared_bytes)
+            found = self._kernel(variant, kernel)
             found(grid, (threads, 1, 1), values, shared_mem=shared_bytes)
 
-    def _kernel(self, variant: Variant, kernel: str, shared_bytes: int) -> Any:
-        key = (variant, kernel, shared_bytes)
+    def _kernel(self, variant: Variant, kernel: str) -> Any:
+        key = (variant, kernel)
         if key not in self._kernels:
             module = self._cupy.RawModule(code=variant.text(), options=OPTIONS, backend="nvrtc")
             try:
@@ -117,8 +117,8 @@ class GpuLauncher:
                     f"CuPy cannot compile the kernels of {variant.name} here: {error}",
                     hint="`outrider kernels check` compiles them without CuPy; do driver and CuPy fit (CUDA 13)?",
                 ) from error
-            if shared_bytes > _DEFAULT_SHARED_BYTES:
-                function.max_dynamic_shared_size_bytes = shared_bytes
+            if variant.much_shared:  # a limit of the card's function, whoever launches it: so the most there is
+                function.max_dynamic_shared_size_bytes = self._most_shared_bytes
             self._kernels[key] = function
         return self._kernels[key]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -33,11 +33,13 @@ class Variant:
         file: Name of the `.cu` file, without its ending.
         defines: Macros, sorted by name.
         kernels: Entry points, each with the size of its cluster.
+        much_shared: Whether they may ask for more than 48 KiB of dynamic shared memory.
     """
 
     file: str
     defines: tuple[tuple[str, int], ...]
     kernels: tuple[tuple[str, int], ...]
+    much_shared: bool = False
 
     @property
     def name(self) -> str:
@@ -90,7 +92,8 @@ def kv_variant(dtype: torch.dtype) -> Variant:
 
 def sampling_variant(dtype: torch.dtype, ranks: int = RANKS, threads: int = THREADS) -> Variant:
     """The sampling rule, with `ranks` blocks of `threads` threads a row."""
-    return _variant("sampling", dtype, (("sample_rows", ranks),), RANKS=ranks, THREADS=threads)
+    variant = _variant("sampling", dtype, (("sample_rows", ranks),), RANKS=ranks, THREADS=threads)
+    return replace(variant, much_shared=True)
 
 
 def accept_variant() -> Variant:
