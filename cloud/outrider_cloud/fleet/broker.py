@@ -5,6 +5,7 @@ What the configuration holds against whom:
 - `require_certificate`: nobody without a certificate of the fleet's authority gets past TLS;
 - `use_identity_as_username`: the CN is the user, so `%u` in the rules is who the certificate says, not what is claimed;
 - `use_username_as_clientid`: a device cannot take another's client id and throw it out;
+- `crlfile`: whom the authority shut out stays out (`outrider fleet revoke`; read again at SIGHUP);
 - `pattern` rules: a device writes and reads below its own name only.
 
 Mosquitto 2.0 and 2.1 read this file; 2.1 prefers plugins to `acl_file` and takes it until 3.0.
@@ -42,17 +43,19 @@ def access_rules(tenant: str, services: tuple[str, ...]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def configuration(folder: Path, *, host: str, port: int, ca: Path, certificate: Path, key: Path) -> str:
+def configuration(folder: Path, *, host: str, port: int, ca: Path, certificate: Path, key: Path, revoked: Path) -> str:
     """Mosquitto's configuration; `folder` holds the ACL file and what the broker remembers."""
     return f"""\
 # Written by `outrider fleet init`; run with: mosquitto -c {folder / "mosquitto.conf"}
 per_listener_settings false
 user {getpass.getuser()}
+pid_file {folder / "mosquitto.pid"}
 
 listener {port} {host}
 cafile {ca}
 certfile {certificate}
 keyfile {key}
+crlfile {revoked}
 tls_version tlsv1.2
 require_certificate true
 use_identity_as_username true

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 _EVERY_S = 1.0
 _MOST = 20
 _PIECE_BYTES = 1 << 20
-_ACTIONS = {"publish": "publish.refused", "subscribe": "subscribe.refused", "takeover": "session.taken_over"}
+_ACTIONS = {
+    "publish": "publish.refused", "subscribe": "subscribe.refused", "takeover": "session.taken_over",
+    "connect": "connection.refused",
+}  # fmt: skip
 
 
 async def follow(folder: Path, controller: Controller, every_s: float = _EVERY_S) -> None:
@@ -57,6 +60,8 @@ def told(lines: list[bytes]) -> list[tuple[str, str, str, OutriderError]]:
 
 
 def _error(client: str, what: str, topic: str, times: int) -> OutriderError:
+    if what == "connect":
+        return RefusedError(f"{topic}, {times} times")
     if what == "takeover":
         return ConflictError(f"{client} connected again while connected, {times} times: a second holder of its key?")
     return RefusedError(f"{client!r} may not {what} on {topic!r}; tried {times} times")

@@ -26,6 +26,7 @@ _MOST_BYTES = 4 << 20  # then the older half of the story is dropped: an attacke
 _DENIED = re.compile(rb"Denied PUBLISH from (\S+) \(.*?, '(.*)', \.\.\.")
 _SUBSCRIBED = re.compile(rb"(\S+) [012] (.+)")
 _TAKEN_OVER = re.compile(rb"Client (\S+) already connected")
+_NO_TLS = re.compile(rb"OpenSSL Error\[0\]: .*:(certificate verify failed|peer did not return a certificate)")
 _DEBUG = re.compile(
     rb"Received |Sending |New (?:connection|client)|No will|Will message|\t|Client \S+ (?:disconnected|closed its)"
 )
@@ -38,6 +39,8 @@ def judge(line: bytes, allowed: tuple[str, ...]) -> tuple[dict[str, str] | None,
         return (_entry("publish", found) if found else None), False
     if _DEBUG.match(line):
         return None, False
+    if found := _NO_TLS.match(line):
+        return {"what": "connect", "client": "unknown", "topic": found[1].decode()}, True
     if found := _TAKEN_OVER.match(line):
         return _entry("takeover", found), True
     if found := _SUBSCRIBED.fullmatch(line):

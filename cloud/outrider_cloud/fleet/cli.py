@@ -8,6 +8,7 @@ import json
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import click
 
@@ -16,11 +17,12 @@ from outrider_cloud.fleet.artifacts.publish import publish, read_golden
 from outrider_cloud.fleet.config import ControllerConfig, ServeConfig
 from outrider_cloud.fleet.demo.cli import demo
 from outrider_cloud.fleet.home import FleetHome, Settings
-from outrider_cloud.fleet.operate import COMMANDS
+from outrider_cloud.fleet.operate import COMMANDS, Client, client_options
+from outrider_cloud.fleet.revoke import revoke
 from outrider_cloud.fleet.simulate.behaviour import Behaviour, Draft
 from outrider_cloud.fleet.simulate.run import Plan, simulate
 from outrider_shared.cli import TypedErrors
-from outrider_shared.errors import ConfigError
+from outrider_shared.errors import ConfigError, OutriderError
 from outrider_shared.logs import configure_logs
 
 if TYPE_CHECKING:
@@ -40,7 +42,9 @@ def home_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """The fleet's folder."""
     about = "The fleet's folder."
     kind = click.Path(path_type=Path)
-    return click.option("--dir", "folder", type=kind, envvar="OUTRIDER_FLEET", default="fleet", help=about)(command)
+    return click.option(
+        "--dir", "folder", type=kind, envvar="OUTRIDER_FLEET", default="fleet", show_default=True, help=about
+    )(command)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -79,6 +83,26 @@ def enrol(devices: tuple[str, ...], *, device_class: str, labels: tuple[str, ...
     home, marks = FleetHome(folder), dict(_pair(label) for label in labels)
     made = [str(home.enrol(device, device_class=device_class, labels=marks)) for device in devices]
     click.echo(json.dumps({"folders": made}) if as_json else "\n".join(made))
+
+
+@fleet.command("revoke")
+@click.argument("names", nargs=-1, required=True)
+@client_options
+def revoke_command(client: Client, *, names: tuple[str, ...], as_json: bool) -> None:
+    """Shut devices NAMES out for good: their certificates, their sessions, their place in the registry."""
+    home = FleetHome(client.folder)
+    told = [{"device": name, "broker": revoke(home, name), "service": _forgotten(client, name)} for name in names]
+    lines = [f"revoked {row['device']}: {row['broker']}; {row['service']}" for row in told]
+    click.echo(json.dumps({"revoked": told}) if as_json else "\n".join(lines))
+
+
+def _forgotten(client: Client, name: str) -> str:
+    """What the service made of it; that it is away undoes nothing."""
+    try:
+        client.call("DELETE", f"/devices/{quote(name)}")
+    except OutriderError as error:
+        return f"the service was not told: {error.message}"
+    return "the service has forgotten it"
 
 
 for _command in (*COMMANDS, demo):

@@ -1,12 +1,13 @@
 """A fleet's folder: every key, certificate and setting in one place, made by `init` and read by all fleet commands.
 
     fleet.toml                 tenant, addresses
-    ca/ca.pem, ca.key          the authority (key: keep offline where the fleet is real)
+    ca/ca.pem, ca.key, crl.pem the authority (key: keep offline where the fleet is real), and whom it shut out
     server/                    server.pem and key (broker and artifact server), svc-controller.pem and key
     keys/                      Ed25519 keys: desired (signs state and commands), and of the TUF roles
     broker/                    mosquitto.conf, acl, data/
     tuf/metadata, tuf/targets  what the artifact server serves
     devices/NAME/              what is copied to a device: agent.toml, its certificate and key, what it trusts
+    revoked/NAME-SERIAL/       that of a device which was shut out
 
 Private keys are readable by their owner only.
 """
@@ -117,8 +118,18 @@ class FleetHome:
 
     @property
     def authority(self) -> pki.Pair:
-        """Who signs certificates."""
-        return pki.Pair((self.folder / "ca" / "ca.pem").read_bytes(), (self.folder / "ca" / "ca.key").read_bytes())
+        """Who signs certificates.
+
+        Raises:
+            ConfigError: if its key is not here.
+        """
+        key = self.folder / "ca" / "ca.key"
+        try:
+            return pki.Pair(self.ca.read_bytes(), key.read_bytes())
+        except OSError as error:
+            raise ConfigError(
+                f"the authority's key cannot be read: {key} ({error.strerror})", hint="do this where the key is kept"
+            ) from error
 
     @property
     def server_certificate(self) -> tuple[Path, Path]:
@@ -150,9 +161,16 @@ class FleetHome:
             self.settings.host, self.settings.mqtt_port, self.ca, server / f"{client}.pem", server / f"{client}.key"
         )
 
+    @property
+    def revocations(self) -> Path:
+        """PEM of whom the authority shut out."""
+        return self.folder / "ca" / "crl.pem"
+
     def write_broker(self) -> Path:
         """Write Mosquitto's files; returns their folder."""
         folder = self.folder / "broker"
+        if not self.revocations.exists():
+            self.revocations.write_bytes(pki.new_revocations(self.authority))
         certificate, key = self.server_certificate
         text = broker.configuration(
             folder,
@@ -161,6 +179,7 @@ class FleetHome:
             ca=self.ca,
             certificate=certificate,
             key=key,
+            revoked=self.revocations,
         )
         (folder / "mosquitto.conf").write_text(text, "utf-8")
         acl = folder / "acl"
@@ -191,6 +210,27 @@ class FleetHome:
         (folder / "desired.pem").write_bytes(public)
         (folder / "agent.toml").write_text(self._agent_toml(name, device_class, labels or {}), "utf-8")
         return folder
+
+    def revoke(self, device: str) -> None:
+        """Put a device's certificate on the revocation list and its folder aside; the broker has to be told.
+
+        Raises:
+            ConfigError: if there is no such device here, or the authority's key is not.
+        """
+        folder = self.device_folder(parse_device_id(device))
+        try:
+            certificate = (folder / "device.pem").read_bytes()
+        except OSError as error:
+            raise ConfigError(
+                f"no device {device!r} was enrolled here: {folder} ({error.strerror})", hint=f"see {folder.parent}"
+            ) from error
+        before = self.revocations.read_bytes() if self.revocations.exists() else b""
+        made = self.revocations.with_suffix(".new")
+        made.write_bytes(pki.new_revocations(self.authority, before, [certificate]))
+        made.replace(self.revocations)
+        aside = self.folder / "revoked" / f"{device}-{pki.serial(certificate)}"
+        aside.parent.mkdir(exist_ok=True)
+        folder.replace(aside)
 
     def _agent_toml(self, device: str, device_class: str, labels: dict[str, str]) -> str:
         lines = [

@@ -28,10 +28,13 @@ class Client:
     Args:
         url: Where it listens.
         folder: The fleet's folder, for the token; `token` goes before it.
+
+    Attributes:
+        folder: That folder.
     """
 
     def __init__(self, url: str, folder: Path, token: str | None = None) -> None:
-        self._url = url.rstrip("/")
+        self._url, self.folder = url.rstrip("/"), folder
         if token is None:
             try:
                 token = (folder / ADMIN_TOKEN).read_text("utf-8").strip()
@@ -77,7 +80,7 @@ def client_options(command: Callable[..., Any]) -> Callable[..., Any]:
     run.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
     for option in (
         click.option("--token", envvar="OUTRIDER_FLEET_TOKEN", help="Who asks; by default the folder's admin.token."),
-        click.option("--dir", "folder", type=click.Path(path_type=Path), envvar="OUTRIDER_FLEET", default="fleet", help="The fleet's folder."),
+        click.option("--dir", "folder", type=click.Path(path_type=Path), envvar="OUTRIDER_FLEET", default="fleet", show_default=True, help="The fleet's folder."),
         click.option("--url", envvar="OUTRIDER_FLEET_URL", default="http://127.0.0.1:8445", show_default=True, help="The service."),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
     ):  # fmt: skip

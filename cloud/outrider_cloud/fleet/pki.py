@@ -57,13 +57,44 @@ def new_client(authority: Pair, name: str) -> Pair:
     return _leaf(authority, name, ExtendedKeyUsageOID.CLIENT_AUTH, None)
 
 
+def new_revocations(authority: Pair, before: bytes = b"", revoked: Sequence[bytes] = ()) -> bytes:
+    """A revocation list, PEM: what stood in `before`, and these certificates (PEM).
+
+    It is valid as long as the authority: a list that ran out would shut out everybody.
+    """
+    issuer = x509.load_pem_x509_certificate(authority.certificate)
+    known = list(x509.load_pem_x509_crl(before)) if before else []
+    now = dt.datetime.now(dt.UTC)
+    fresh = [
+        x509.RevokedCertificateBuilder(x509.load_pem_x509_certificate(one).serial_number, now).build()
+        for one in revoked
+    ]
+    builder = (
+        x509.CertificateRevocationListBuilder(issuer.subject, revoked_certificates=[*known, *fresh])
+        .last_update(now - _SKEW)
+        .next_update(issuer.not_valid_after_utc)
+        .add_extension(x509.CRLNumber(len(known) + len(fresh) + 1), critical=False)
+    )
+    return builder.sign(_signing_key(authority), hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def serial(certificate: bytes) -> str:
+    """The serial number of a certificate (PEM), in hex."""
+    return f"{x509.load_pem_x509_certificate(certificate).serial_number:x}"
+
+
+def _signing_key(authority: Pair) -> ec.EllipticCurvePrivateKey:
+    key = serialization.load_pem_private_key(authority.key, None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey), "the authority's key is EC"
+    return key
+
+
 def _leaf(
     authority: Pair, name: str, purpose: x509.ObjectIdentifier, names: x509.SubjectAlternativeName | None
 ) -> Pair:
     key = ec.generate_private_key(ec.SECP256R1())
     issuer = x509.load_pem_x509_certificate(authority.certificate)
-    signing = serialization.load_pem_private_key(authority.key, None)
-    assert isinstance(signing, ec.EllipticCurvePrivateKey), "the authority's key is EC"
+    signing = _signing_key(authority)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     builder = (
         _builder(subject, issuer.subject, key.public_key(), _LEAF_DAYS)

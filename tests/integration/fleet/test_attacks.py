@@ -14,6 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi.testclient import TestClient
 
+from outrider_cloud.fleet import pki
 from outrider_cloud.fleet.artifacts.publish import publish
 from outrider_cloud.fleet.artifacts.repository import Repository
 from outrider_cloud.fleet.broker_refusals import follow
@@ -24,7 +25,7 @@ from outrider_cloud.fleet.registry.access import Role
 from outrider_cloud.fleet.registry.database import Database, sqlite_url
 from outrider_cloud.fleet.web.app import fleet_app
 from outrider_cloud.fleet.web.state import Services
-from outrider_shared.errors import RefusedError, ReplayError
+from outrider_shared.errors import RefusedError, ReplayError, UnavailableError
 from outrider_shared.fleet import topics
 from outrider_shared.fleet.desired import Applied, Assignment, Desired, accept, sign
 from outrider_shared.fleet.messages import PackRef, Reported, UpdateState, UpdateStatus
@@ -306,6 +307,27 @@ def test_client_id_hijack(service, home):
         await victim.close()
 
     assert broker_tells(service, home, attack) == [("d1", "publish.refused", forged, "refused")]
+
+
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        ({"certificate": None, "key": None}, "peer did not return a certificate"),
+        ({"certificate": "c.pem", "key": "k.pem"}, "certificate verify failed"),
+    ],
+    ids=["none", "self-made"],
+)
+def test_connecting_without_a_certificate_of_the_fleet(service, home, tmp_path, files, why):
+    made = pki.new_client(pki.new_authority("Outrider fleet main"), "d1")
+    (tmp_path / "c.pem").write_bytes(made.certificate)
+    (tmp_path / "k.pem").write_bytes(made.key)
+    paths = {name: file and tmp_path / file for name, file in files.items()}
+
+    async def attack():
+        with pytest.raises(UnavailableError):
+            await MqttBroker(device_mqtt(home, "d1", **paths)).connect(Connect("d1"))
+
+    assert broker_tells(service, home, attack) == [("unknown", "connection.refused", why, "refused")]
 
 
 def test_a_stolen_key_in_use_beside_its_owner(service, home):

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import delete, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from outrider_cloud.fleet.registry.tables import devices, groups, minutes, telemetry
+from outrider_cloud.fleet.registry.tables import desired, devices, groups, members, minutes, rollouts, telemetry
 from outrider_cloud.fleet.rollout.evidence import Baseline, Window
+from outrider_cloud.fleet.rollout.states import RolloutState
 from outrider_shared.errors import ConfigError
 from outrider_shared.fleet.messages import Info, Presence, Reported, Telemetry, UpdateStatus
 
@@ -116,6 +117,14 @@ def _apply(row: dict[str, Any], arrived: Arrived) -> bool:
         case _:
             return False
     return True
+
+
+def forget(connection: Connection, device: str) -> bool:
+    """Remove a device that left the fleet, and from roll-outs that are not over; False if it is not known."""
+    over = select(rollouts.c.id).where(rollouts.c.state.in_([state for state in RolloutState if state.final]))
+    connection.execute(delete(members).where((members.c.device == device) & members.c.rollout.not_in(over)))
+    connection.execute(delete(desired).where(desired.c.device == device))
+    return bool(connection.execute(delete(devices).where(devices.c.id == device)).rowcount)
 
 
 def _presence(row: dict[str, Any], message: Presence, at: float) -> bool:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import func, or_, select
 
 from outrider_cloud.fleet.registry import access, desired, devices, tables
-from outrider_cloud.fleet.web.guard import Found, Operator, Viewer
+from outrider_cloud.fleet.web.guard import Approver, Found, Operator, Viewer
 from outrider_shared.errors import ConfigError
 from outrider_shared.fleet.messages import Command, CommandName
 from outrider_shared.ids import parse_device_id
@@ -149,6 +149,22 @@ def configure_many(found: Found, who: Operator, config: dict[str, Any], group: s
         access.note(connection, who, "group.configure", group or "*", config=config, devices=len(names))
     found.controller.kick()
     return {"devices": len(names)}
+
+
+@router.delete("/devices/{device}")
+async def forget(found: Found, who: Approver, device: str) -> dict[str, Any]:
+    """Take a device out of registry and broker; its certificate is `outrider fleet revoke`'s business."""
+    name = parse_device_id(device)
+
+    def forgotten() -> bool:
+        with found.controller.database.transaction() as connection:
+            access.note(connection, who, "device.revoked", name)
+            return devices.forget(connection, name)
+
+    known = await asyncio.to_thread(forgotten)
+    await found.plane.forget(name)
+    await found.controller.wake()
+    return {"device": name, "known": known}
 
 
 @router.post("/devices/{device}/commands")
