@@ -81,7 +81,7 @@ class FakePlane:
     """Delivers at once, every document twice (a broker may)."""
 
     def __init__(self, devices: dict[str, FakeDevice]) -> None:
-        self.devices = devices
+        self.devices, self.births = devices, 1
         self.said: list[Arrived] = []
 
     async def publish_desired(self, document: Desired) -> None:

@@ -82,7 +82,7 @@ class Controller:
         self._live: dict[str, _Live] = {}
         self._lock = asyncio.Lock()
         self._changed = asyncio.Condition()
-        self._next_sweep = 0.0
+        self._next_sweep, self._births = 0.0, 0
         self._due = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -208,8 +208,15 @@ class Controller:
     # Going out
 
     async def publish(self, plane: Plane) -> int:
-        """Publish pending desired states; returns how many."""
+        """Publish pending desired states; returns how many.
+
+        In a new connection all that no device reported, too: a broker that was killed has lost its last minute.
+        """
         count = 0
+        if plane.births != self._births:
+            self._births = plane.births
+            async with self._lock:
+                await asyncio.to_thread(self._again)
         while True:
             documents = await asyncio.to_thread(self._pending)
             if not documents:
@@ -223,6 +230,10 @@ class Controller:
             for error in told:
                 if error is not None:
                     raise error
+
+    def _again(self) -> None:
+        with self.database.transaction() as connection:
+            desired.publish_again(connection)
 
     def _pending(self) -> list[Desired]:
         with self.database.reading() as connection:

@@ -112,6 +112,9 @@ class Plane:
         sink: Takes what devices say.
         config: Tenant and batches.
         known: Last (bd, seq) of telemetry per device, from the registry.
+
+    Attributes:
+        births: How often the broker was reached.
     """
 
     def __init__(
@@ -125,6 +128,7 @@ class Plane:
         retry: Retry | None = None,
     ) -> None:
         self.config = config or PlaneConfig()
+        self.births = 0
         self._signer, self._sink = signer, sink
         self._rules: dict[DeviceId, _Rules] = {}
         for device, (bd, seq) in (known or {}).items():
@@ -214,6 +218,7 @@ class Plane:
     async def _birth(self, connection: Connection) -> None:
         here = ServiceState(online=True, epoch=self.config.epoch, ts=time.time())
         await connection.publish(topics.service_state(self.config.tenant), encode(here), retain=True)
+        self.births += 1
 
     async def _goodbye(self) -> None:
         gone = ServiceState(online=False, epoch=self.config.epoch, ts=time.time())

@@ -28,7 +28,7 @@ from outrider_cloud.fleet.registry.database import Database, sqlite_url
 from outrider_cloud.fleet.registry.tables import devices
 from outrider_cloud.fleet.web.app import fleet_app
 from outrider_cloud.fleet.web.state import Services
-from outrider_shared.errors import ConfigError, UnavailableError
+from outrider_shared.errors import ConfigError, OutriderError, UnavailableError
 from outrider_shared.fleet.mqtt import MqttBroker
 from outrider_shared.ids import DeviceId
 
@@ -96,6 +96,8 @@ async def serve(home: FleetHome, config: ServeConfig | None = None) -> None:
                 "fleet_serving", page=f"http://{config.admin_host}:{config.admin_port}", artifacts=home.url,
                 token=str(home.folder / ADMIN_TOKEN),
             )  # fmt: skip
+    except* OutriderError as errors:
+        raise errors.exceptions[0] from None  # one sentence for who started it, not a group of them
     finally:
         database.close()
 
@@ -148,7 +150,7 @@ async def _server(
     )
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
-    running = asyncio.create_task(server.serve())
+    running = asyncio.create_task(_served(server))
     while not server.started:
         if running.done():
             raise ConfigError(f"cannot listen on {host}:{port}", hint="is the port taken?")
@@ -158,3 +160,9 @@ async def _server(
     finally:
         server.should_exit = True
         await running
+
+
+async def _served(server: uvicorn.Server) -> None:
+    """Uvicorn ends the process where it cannot listen; we end in words."""
+    with contextlib.suppress(SystemExit):
+        await server.serve()

@@ -128,6 +128,9 @@ class FleetSession:
             connection.drop()
             raise
         except asyncio.CancelledError:
-            # Whoever cancels has said goodbye, if there was one to say.
-            await connection.close()
+            # Whoever cancels has said goodbye, if `connection` was there to say it with; else the Will has to.
+            if self.connection is None:
+                connection.drop()
+            else:
+                await connection.close()
             raise

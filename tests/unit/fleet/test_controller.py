@@ -2,16 +2,22 @@
 
 import asyncio
 import contextlib
+import copy
 import random
+import shutil
+from dataclasses import dataclass
 
 import pytest
 from sqlalchemy import func, select
 
+from outrider_cloud.fleet.plane import Arrived
 from outrider_cloud.fleet.registry import access, desired, devices, rollouts
 from outrider_cloud.fleet.registry.database import Database, sqlite_url
 from outrider_cloud.fleet.registry.tables import audit, deliveries, events, members, webhooks
 from outrider_cloud.fleet.rollout.spec import Gates, OnBreach, Spec, Stage
 from outrider_shared.errors import ConfigError, ConflictError, RefusedError
+from outrider_shared.fleet.desired import Assignment
+from outrider_shared.fleet.messages import Reported, UpdateState
 from support.fleet import BAD, GOOD, OLD, FakeDevice, Fleet
 
 STAGES = (Stage(20, soak_s=0), Stage(60, soak_s=0), Stage(100, soak_s=0))
@@ -112,9 +118,27 @@ def test_silent_devices_time_out_and_are_no_success(fleet):
         for device in fleet.devices.values():
             device.fate = "silent"
         start(fleet, spec(timeout_s=0.05, gates=Gates(min_pairs=0)))
-        return await fleet.until("rolling_back")
+        return await fleet.until("rolled_back")
 
     assert asyncio.run(run()).gate == "silent"
+    assert states(fleet)["timed_out"] == 4, "nobody waits for them for ever"
+
+
+def test_a_device_that_was_silent_goes_back_when_it_is_there_again(fleet):
+    async def run():
+        await fleet.births()
+        for device in fleet.devices.values():
+            device.fate = "silent"
+        start(fleet, spec(timeout_s=0.05, gates=Gates(min_pairs=0)))
+        await fleet.until("rolled_back")
+        with fleet.database.transaction() as connection:
+            told = connection.execute(select(members.c.device, members.c.attempt).where(members.c.attempt > 0)).all()
+        for name, attempt in told:
+            back = Assignment("r1/back", attempt, "draft/int8/old", OLD)
+            await fleet.controller.arrived([fleet.devices[name].status(back, UpdateState.COMMITTED)])
+
+    asyncio.run(run())
+    assert states(fleet)["reverted"] == 4
 
 
 def test_a_second_person_has_to_agree(fleet):
@@ -174,16 +198,98 @@ def test_aborted_devices_keep_what_they_have_and_nothing_further_is_told(fleet):
     assert states(fleet)["committed"] == 1
 
 
+@dataclass
+class Killing:
+    """Transactions of a controller; number `at` is its last: committed or not, as `committed` says."""
+
+    at: int | None = None
+    committed: bool = False
+    count: int = 0
+
+    def install(self, monkeypatch, original=Database.transaction) -> None:
+        @contextlib.contextmanager
+        def transaction(database):
+            number, self.count = self.count, self.count + 1
+            with original(database) as connection:
+                yield connection
+                if number == self.at and not self.committed:
+                    raise Killed
+            if number == self.at:
+                raise Killed
+
+        monkeypatch.setattr(Database, "transaction", transaction)
+
+
+async def to_the_end(fleet: Fleet) -> list[str]:
+    """Rounds until the roll-out ended, with another controller whenever one is killed; the states seen on the way."""
+    seen: list[str] = []
+    for _ in range(60):
+        try:
+            await fleet.controller.tick()
+            await fleet.controller.publish(fleet.plane)
+        except Killed:
+            fleet.restart()
+        said, fleet.plane.said = fleet.plane.said, []
+        batch = [*said, *(device.window(fleet.rng) for device in fleet.devices.values())]
+        try:
+            await fleet.controller.arrived(batch)
+        except Killed:  # QoS 1: what was not acknowledged comes again
+            fleet.restart()
+            await fleet.controller.arrived(batch)
+        with fleet.database.reading() as connection:
+            row = rollouts.load(connection, "r1")
+        seen.append(f"{row.state}/{row.stage_state}")
+        if row.state in {"succeeded", "rolled_back"}:
+            return seen
+    raise AssertionError(seen)
+
+
+@pytest.mark.parametrize("fate", ["commit", "fail"])
+def test_a_controller_killed_in_every_transaction_goes_on_and_counts_nothing_twice(tmp_path, monkeypatch, fate):
+    """Every one of them, once lost and once committed: each transition of a roll-out is among them."""
+    made = Fleet(sqlite_url(tmp_path / "made.db"), devices=5)
+    for device in made.devices.values():
+        device.fate = fate
+    stages = (Stage(40, soak_s=0), Stage(100, soak_s=0))
+    asyncio.run(made.births(5))
+    start(made, spec(stages=stages, attempts=1, gates=Gates(min_pairs=0)))
+    made.database.close()
+
+    def run(killing: Killing, name: str) -> list[str]:
+        shutil.copy(tmp_path / "made.db", tmp_path / name)
+        with monkeypatch.context() as patch:
+            fleet = Fleet(sqlite_url(tmp_path / name), devices=0)
+            fleet.devices.update(copy.deepcopy(made.devices))
+            killing.install(patch)
+            seen = asyncio.run(to_the_end(fleet))
+        with fleet.database.reading() as connection:
+            told = connection.execute(select(events.c.what)).scalars().all()
+            attempts = set(connection.execute(select(members.c.attempt)).scalars())
+            found = connection.execute(select(devices.devices)).all()
+        fleet.database.close()
+        assert len(told) == len(set(told)), "what happened is noted once"
+        assert attempts <= {0, 1}, "nobody is told twice"
+        assert {row.requests for row in found} == {10 * fleet.devices["dev-000"].seq}, "every window counts once"
+        assert {row.lost for row in found} == {0}
+        assert {d.active.sha256 for d in fleet.devices.values()} == {GOOD if fate == "commit" else OLD}
+        return seen
+
+    whole = Killing()
+    ended = run(whole, "whole.db")[-1]
+    assert whole.count > 10
+    for at in range(whole.count):
+        for committed in (False, True):
+            assert run(Killing(at, committed), f"{at}-{committed}.db")[-1] == ended
+
+
 class Killed(Exception):  # noqa: N818 - the tests read better so
     """The controller's death, for tests."""
 
 
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("sha256", [GOOD, BAD], ids=["good", "bad"])
-def test_a_controller_killed_at_any_transaction_ends_where_it_would_have(tmp_path, sha256, seed, monkeypatch):
+def test_a_controller_killed_at_any_transaction_ends_where_it_would_have(tmp_path, monkeypatch):
     """One transaction in eight is lost and one in eight is committed, and then the process is gone."""
     fleet = Fleet(sqlite_url(tmp_path / "fleet.db"))
-    original, lot = Database.transaction, random.Random(seed)
+    original, lot = Database.transaction, random.Random(0)
 
     @contextlib.contextmanager
     def transaction(self):
@@ -205,7 +311,7 @@ def test_a_controller_killed_at_any_transaction_ends_where_it_would_have(tmp_pat
 
     async def run():
         await fleet.births()
-        start(fleet, spec(sha256))
+        start(fleet, spec(BAD))
         monkeypatch.setattr(Database, "transaction", transaction)
         for _ in range(900):
             try:
@@ -222,9 +328,8 @@ def test_a_controller_killed_at_any_transaction_ends_where_it_would_have(tmp_pat
         raise AssertionError(row)
 
     row = asyncio.run(run())
-    assert row.state == ("succeeded" if sha256 == GOOD else "rolled_back")
-    wanted = GOOD if sha256 == GOOD else OLD
-    assert {device.active.sha256 for device in fleet.devices.values()} == {wanted}
+    assert (row.state, row.gate) == ("rolled_back", "acceptance")
+    assert {device.active.sha256 for device in fleet.devices.values()} == {OLD}
     with original(fleet.database) as connection:
         for device in connection.execute(select(devices.devices)):
             assert device.requests == 10 * (device.tele_seq + 1), "no window is counted twice or lost"
@@ -281,10 +386,26 @@ def test_settings_that_are_none_are_refused_and_numbers_only_grow(fleet):
         assert desired.change(connection, "d", config={"log_lines": 50}) == 2
         (document,) = desired.pending(connection, epoch=1)
         assert (document.config.telemetry_s, document.config.log_lines) == (5.0, 50)
-        with pytest.raises(ConfigError, match="colour"):
-            desired.change(connection, "d", config={"colour": "red"})
+        for wrong in ({"colour": "red"}, {"telemetry_s": "soon"}, {"telemetry_s": 0.0}, {"window": {"start_s": -1}}):
+            with pytest.raises(ConfigError, match=next(iter(wrong))):
+                desired.change_many(connection, [], config=wrong)
         desired.published(connection, "d", 1)
         assert desired.pending(connection, epoch=1), "a newer one waits still"
+
+
+def test_what_a_killed_broker_had_taken_is_published_again_until_a_device_reports_it(fleet):
+    async def run():
+        await fleet.births(0)
+        with fleet.database.transaction() as connection:
+            desired.change_many(connection, ["dev-000", "dev-001"], config={"log_lines": 5})
+        assert await fleet.controller.publish(fleet.plane) == 2
+        reported = Reported(1, 0, 1.0, 1, 1, fleet.devices["dev-001"].active)
+        await fleet.controller.arrived([Arrived("dev-001", reported)])
+        assert await fleet.controller.publish(fleet.plane) == 0
+        fleet.plane.births += 1
+        assert await fleet.controller.publish(fleet.plane) == 1
+
+    asyncio.run(run())
 
 
 def test_groups_by_name_and_by_label(fleet):

@@ -15,9 +15,9 @@ from outrider_shared.fleet.codec import encode
 from outrider_shared.fleet.desired import Applied, Desired, accept
 from outrider_shared.fleet.memory import MemoryBroker
 from outrider_shared.fleet.messages import Command, CommandName, CommandResult, PackRef, Presence, Telemetry
-from outrider_shared.fleet.session import Retry
+from outrider_shared.fleet.session import FleetSession, Retry
 from outrider_shared.fleet.signed import Signer, Trust
-from outrider_shared.fleet.transport import Connect
+from outrider_shared.fleet.transport import Connect, Will
 from outrider_shared.ids import DeviceId
 from support.plane import Seen
 
@@ -90,6 +90,28 @@ def test_a_late_will_is_marked_as_not_counting():
             await device.publish(topic, encode(message), retain=True)
         await seen.until(Presence, lambda m: m.reason == "goodbye", 5)
         assert [a.new for a in seen.all] == [True, False, True]
+
+    with_plane(test)
+
+
+def test_who_ends_in_the_middle_of_a_birth_is_gone_by_its_will():
+    """A polite end sends no Will, and nobody was there to say goodbye: it would be online for ever."""
+
+    async def test(broker, _plane, seen, _device):
+        topic = topics.PRESENCE.of("main", "d2")
+        gone = Will(topic, encode(Presence(False, 1, 1.0, "lost")))
+        born = asyncio.Event()
+
+        async def birth(connection):
+            await connection.publish(topic, encode(Presence(True, 1, 1.0)), retain=True)
+            born.set()
+            await asyncio.get_running_loop().create_future()
+
+        session = FleetSession(broker, lambda: Connect("d2", gone), (), birth, birth)
+        task = asyncio.create_task(session.run())
+        await born.wait()
+        task.cancel()
+        assert (await seen.until(Presence, lambda m: not m.online, 5)).reason == "lost"
 
     with_plane(test)
 

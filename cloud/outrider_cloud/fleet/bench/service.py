@@ -97,23 +97,34 @@ def running(home: FleetHome) -> Iterator[Service]:
         ConfigError: if Mosquitto is not installed.
         UnavailableError: if the service does not come up.
     """
-    (port,) = free_ports(1)
     mosquitto = broker.start(home.folder / "broker")
-    log = home.folder / "serve.log"
-    arguments = ["serve", "--dir", str(home.folder), "--admin-port", str(port)]
     try:
-        with log.open("ab") as stream:
-            serving = subprocess.Popen(  # noqa: S603 - our own program
-                [sys.executable, "-m", "outrider_cloud.fleet.cli", *arguments], stdout=stream, stderr=stream
-            )
-        try:
-            yield _reached(home, serving, f"http://127.0.0.1:{port}", log)
-        finally:
-            serving.terminate()
-            serving.wait(30)
+        with serving(home) as service:
+            yield service
     finally:
         mosquitto.terminate()
         mosquitto.wait(30)
+
+
+@contextlib.contextmanager
+def serving(home: FleetHome) -> Iterator[Service]:
+    """The service of a folder whose broker runs, until the block ends.
+
+    Raises:
+        UnavailableError: if it does not come up.
+    """
+    (port,) = free_ports(1)
+    log = home.folder / "serve.log"
+    arguments = ["serve", "--dir", str(home.folder), "--admin-port", str(port)]
+    with log.open("ab") as stream:
+        process = subprocess.Popen(  # noqa: S603 - our own program
+            [sys.executable, "-m", "outrider_cloud.fleet.cli", *arguments], stdout=stream, stderr=stream
+        )
+    try:
+        yield _reached(home, process, f"http://127.0.0.1:{port}", log)
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 def _reached(home: FleetHome, serving: subprocess.Popen[bytes], url: str, log: Path) -> Service:

@@ -6,15 +6,16 @@ Numbers only grow; what was not published yet is `pending` and goes out again af
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from outrider_cloud.fleet.registry.tables import desired
-from outrider_shared.errors import ConfigError
-from outrider_shared.fleet.desired import Assignment, Config, Desired, Window
+from outrider_cloud.fleet.registry.tables import desired, devices
+from outrider_shared.errors import ConfigError, ProtocolError
+from outrider_shared.fleet.codec import check
+from outrider_shared.fleet.desired import Assignment, Config, Desired
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,6 +49,7 @@ def change_many(
     Raises:
         ConfigError: if the configuration is not one.
     """
+    read_config(config or {})
     numbers: dict[str, int] = {}
     for start in range(0, len(names), _AT_ONCE):
         part = names[start : start + _AT_ONCE]
@@ -82,15 +84,14 @@ def read_config(stored: dict[str, Any]) -> Config:
     Raises:
         ConfigError: naming the setting that is unknown or out of range.
     """
-    table = dict(stored)
+    hint = f"settings: {', '.join(field.name for field in fields(Config))}"
+    unknown = sorted(stored.keys() - {field.name for field in fields(Config)})
+    if unknown:
+        raise ConfigError(f"no setting of a device: {', '.join(unknown)}", hint=hint)
     try:
-        if "window" in table:
-            table["window"] = Window(**table["window"])
-        return Config(**table)
-    except TypeError as error:
-        raise ConfigError(
-            f"not a device configuration: {error}", hint="settings: outrider fleet device set --help"
-        ) from error
+        return check(Config, stored)
+    except ProtocolError as error:
+        raise ConfigError(error.message.replace("Config.", "setting "), hint=hint) from error
 
 
 def assignment_of(connection: Connection, device: str) -> Assignment | None:
@@ -117,6 +118,7 @@ def published(connection: Connection, device: str, version: int) -> None:
     connection.execute(update(desired).where(mine).values(pending=False, published=version))
 
 
-def publish_all_again(connection: Connection) -> None:
-    """After the broker lost its disk: every document is sent again, under its old number."""
-    connection.execute(update(desired).values(pending=True))
+def publish_again(connection: Connection) -> None:
+    """After a broker that may have lost what it took: what no device reported yet is sent again, as it was."""
+    applied = select(devices.c.applied_version).where(devices.c.id == desired.c.device).scalar_subquery()
+    connection.execute(update(desired).where(desired.c.version > func.coalesce(applied, 0)).values(pending=True))

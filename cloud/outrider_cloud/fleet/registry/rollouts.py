@@ -251,6 +251,8 @@ def view(connection: Connection, row: Row[Any], now: float, most: int = 500) -> 
         return tuple(connection.execute(chosen.limit(most)).scalars())
 
     reverting = (members.c.rollout == row.id) & (members.c.state == MemberState.REVERTING.value)
+    late = members.c.told < now - spec.timeout_s
+    lost = select(members.c.device).where(reverting & late).order_by(members.c.device).limit(most)
     old = (members.c.rollout == row.id) & members.c.state.in_([MemberState.WAITING, MemberState.CONTROL])
     tries_left = (members.c.state == MemberState.FAILED.value) & (members.c.attempt < spec.attempts)
     return View(
@@ -262,8 +264,9 @@ def view(connection: Connection, row: Row[Any], now: float, most: int = 500) -> 
         row.stage_since,
         row.soak_since,
         waiting=names(members.c.state == MemberState.WAITING.value),
-        expired=names(members.c.state.in_(IN_PROGRESS) & (members.c.told < now - spec.timeout_s)),
+        expired=names(members.c.state.in_(IN_PROGRESS) & late),
         retryable=names(tries_left),
+        lost=tuple(connection.execute(lost).scalars()),
         reverting=connection.execute(select(func.count()).where(reverting)).scalar_one(),
         has_control=connection.execute(select(members.c.device).where(old).limit(1)).first() is not None,
         approved=row.approved,
@@ -347,9 +350,9 @@ def progress(connection: Connection, said: Progress) -> bool:
         return False
     state = MemberState(row.state)
     if said.rollout.endswith(BACK):
-        if state is not MemberState.REVERTING:
+        if state is MemberState.REVERTED:
             return False
-        then = MemberState.REVERTED if said.state.final else MemberState.REVERTING
+        then = MemberState.REVERTED if said.state.final else state
     elif state in {MemberState.REVERTING, MemberState.REVERTED, MemberState.COMMITTED}:
         return False
     else:

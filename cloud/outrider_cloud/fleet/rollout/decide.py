@@ -33,7 +33,8 @@ class View:
         waiting: Some devices of this stage that were not told yet.
         expired: Devices of this stage that were told too long ago and did not end.
         retryable: Devices of this stage that failed and may try again.
-        reverting: Devices of any stage that still have to go back.
+        lost: Devices that were to go back, were told so too long ago and did not say that they did.
+        reverting: Devices of any stage that still have to go back, lost ones among them.
         has_control: Whether any device keeps the old draft to compare with.
         approved: Whether somebody allowed the step out of this stage.
     """
@@ -48,6 +49,7 @@ class View:
     waiting: tuple[str, ...] = ()
     expired: tuple[str, ...] = ()
     retryable: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
     reverting: int = 0
     has_control: bool = False
     approved: bool = False
@@ -86,7 +88,8 @@ def decide(now: float, spec: Spec, view: View, evidence: Evidence | None) -> Rou
     if view.state is RolloutState.ROLLING_BACK:
         if not view.reverting:
             return Round(state=RolloutState.ROLLED_BACK)
-        return Round(waits_for=f"{view.reverting} devices to go back")
+        # What the lost ones are to be is retained: they go back when they are there again.
+        return Round(time_out=view.lost, waits_for=f"{view.reverting} devices to go back")
     if view.state is not RolloutState.RUNNING:
         return Round()
     return _running(now, spec, view, evidence)

@@ -5,10 +5,11 @@
                                             DRAFT .. PAUSED -> ABORTED
     stage     PENDING -> DISPATCHING -> SOAKING -> PASSED | FAILED
     device    WAITING -> DISPATCHED -> ACTIVE -> COMMITTED | FAILED | REJECTED | TIMED_OUT
-              CONTROL -> WAITING (when its stage comes); any that got the draft -> REVERTING -> REVERTED
+              CONTROL -> WAITING (when its stage comes); any that got the draft -> REVERTING -> REVERTED | TIMED_OUT
 
 A device that says nothing is TIMED_OUT, which is a bucket of its own and never a success; if it speaks later, what it
-says counts. The device's own finer states (downloading, probation, ...): `outrider_shared.fleet.messages.UpdateState`.
+says counts. So a roll-out ends though some of its devices are never heard of again. The device's own finer states
+(downloading, probation, ...): `outrider_shared.fleet.messages.UpdateState`.
 """
 
 import enum
