@@ -25,7 +25,7 @@ class Seen:
     async def refused(self, topic, error):
         self.refusals.append((topic, error.code))
 
-    async def until(self, kind, wanted=lambda message: True, seconds=60.0):
+    async def until(self, kind, wanted=lambda message: True, seconds=180.0):
         """The newest message of a kind that fits; waits for it."""
         async with asyncio.timeout(seconds):
             while True:

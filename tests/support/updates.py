@@ -13,7 +13,8 @@ from outrider_cloud.fleet.artifacts.repository import Repository
 from outrider_edge.agent.disk import Disk
 from outrider_edge.agent.update.slots import Slots
 from outrider_edge.agent.update.trust import Catalogue
-from outrider_edge.agent.update.updater import Fits, Means, Source, Updater
+from outrider_edge.agent.update.updater import Means, Updater
+from outrider_edge.agent.update.work import INCOMING, Fits, InThread, Source, Work
 from outrider_edge.agent.usage import UsageMeter
 from outrider_shared.errors import PackError, UnavailableError
 from outrider_shared.fleet.desired import Assignment, Config
@@ -163,11 +164,12 @@ class Bench:
         self.host = PathHost()
         slots = Slots(disk, state / "slots", self.base)
         catalogue = Catalogue(self.folder / "client", URL, self.root, self.pool)
-        defaults = {"test": lambda folder, golden: read_pack(folder), "retry_s": 0.001, "look_s": 0.001}
-        made = Updater(
-            state, Source(catalogue, self.pool, URL), self.host, slots, self.fits, disk,
-            lambda record, _done: self.told.append(record), Means(**{**defaults, **means}),
-        )  # fmt: skip
+        extra = {"test": lambda folder, golden: read_pack(folder)}
+        extra |= {name: means[name] for name in ("test", "wall") if name in means}
+        work = Work(state / INCOMING, Source(catalogue, self.pool, URL), slots, self.fits, disk, **extra)
+        clocks = {"retry_s": 0.001, "look_s": 0.001, **{k: v for k, v in means.items() if k != "test"}}
+        tell = lambda record, _done: self.told.append(record)  # noqa: E731 - one line
+        made = Updater(state, InThread(work), self.host, slots, disk, tell, Means(**clocks))
         made.config = config or Config(probation_s=0.0)
         return made
 

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from outrider_edge.agent import system
+from outrider_edge.agent.disk import finished
 from outrider_edge.agent.outbox import Outbox
-from outrider_edge.agent.update.updater import Fits, Source, Updater
+from outrider_edge.agent.update.updater import Updater
 from outrider_shared.errors import OutriderError, ProtocolError, ReplayError, SignatureError, StorageError
 from outrider_shared.fleet import topics
 from outrider_shared.fleet.codec import decode, encode
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from outrider_edge.agent.update.journal import Record
     from outrider_edge.agent.update.slots import Slots
     from outrider_edge.agent.update.updater import Means
+    from outrider_edge.agent.update.work import Doer
 
 _log = structlog.get_logger()
 _SESSION_S = 3600  # how long the broker keeps commands for us; desired state is retained anyway
@@ -67,10 +69,10 @@ class Agent:
         broker: How to reach the fleet.
         host: The program that answers.
         slots: Packs on this device.
-        source: Where new packs come from.
+        doer: Does the heavy parts of updates.
         tokenizer: Fingerprint that drafts must have.
         disk: File system.
-        means: Clock and self-test of updates.
+        means: Clocks of updates.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class Agent:
         broker: Broker,
         host: Host,
         slots: Slots,
-        source: Source,
+        doer: Doer,
         tokenizer: str,
         disk: Disk,
         means: Means | None = None,
@@ -98,8 +100,7 @@ class Agent:
         self._window_began = time.monotonic()
         self._wake_outbox, self._wake_telemetry, self._wake_update = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        fits = Fits(tokenizer, config.device_class)
-        self.updater = Updater(config.state, source, host, slots, fits, disk, self._tell, means)
+        self.updater = Updater(config.state, doer, host, slots, disk, self._tell, means)
         self.updater.config = self._desired.config if self._desired else Config()
         self._session = FleetSession(
             broker,
@@ -191,7 +192,7 @@ class Agent:
             self._desired, self._applied = found
             if self.config.telemetry_s != window_s:
                 self._wake_telemetry.set()  # not after a window of the old length, which may be a day
-            self._keep()
+            await finished(self._keep)
             self.updater.config = self._desired.config
             self._wake_update.set()
         if found is not None or self._refusal is not None:

@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING
 from outrider_edge.agent.agent import Agent
 from outrider_edge.agent.config import AgentConfig
 from outrider_edge.agent.disk import Disk
-from outrider_edge.agent.update.http import new_pool
+from outrider_edge.agent.update.aside import Aside
 from outrider_edge.agent.update.slots import Slots
-from outrider_edge.agent.update.trust import Catalogue
-from outrider_edge.agent.update.updater import Source
 from outrider_edge.device import bundled_pack
 from outrider_shared.fleet.mqtt import MqttBroker
 from outrider_shared.packs import read_pack
@@ -29,21 +27,16 @@ def build_agent(file: Path, host: Host, base: Path | None = None, means: Means |
         file: `agent.toml`, or its folder.
         host: The program that answers.
         base: The pack that is used while none was installed; its tokenizer is the device's. The bundled one by default.
-        means: Clock and self-test of updates.
+        means: Clocks of updates.
 
     Raises:
         ConfigError: if the file or what it names cannot be used.
         PackError: if `base` is damaged.
     """
-    config = AgentConfig.load(file)
-    base = base or bundled_pack()
-    disk = Disk()
+    config, base, disk = AgentConfig.load(file), base or bundled_pack(), Disk()
     disk.mkdir(config.state)
     slots = Slots(disk, config.state / "slots", base)
-    pool = new_pool(config.ca, config.folder / "device.pem", config.folder / "device.key")
-    catalogue = Catalogue(config.state / "tuf", config.artifacts, config.root, pool)
-    source = Source(catalogue, pool, config.artifacts)
     tokenizer = read_pack(base).manifest.tokenizer_fingerprint
-    agent = Agent(config, MqttBroker(config.mqtt), host, slots, source, tokenizer, disk, means)
+    agent = Agent(config, MqttBroker(config.mqtt), host, slots, Aside(file, base), tokenizer, disk, means)
     agent.boot()
     return agent, slots.folder(slots.current())

@@ -6,14 +6,19 @@ Whoever reads finds the old content or the new one and never a part.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from outrider_shared.files import storage_errors
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Disk:
@@ -94,3 +99,13 @@ class Disk:
         """Room for us."""
         with storage_errors(path):
             return shutil.disk_usage(path).free
+
+
+async def finished(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run something that writes in a thread: the loop goes on meanwhile. Who cancels it waits until it is through."""
+    running = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait((running,))
+        raise

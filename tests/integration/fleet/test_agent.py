@@ -115,7 +115,7 @@ def test_a_device_from_birth_to_goodbye(fleet, tmp_path):
             born = max(a.message.bd for a in seen.all if isinstance(a.message, Info))
             broker.kill()
             broker.start()
-            await seen.until(Info, lambda m: m.bd > born)
+            await seen.until(Telemetry, lambda m: m.bd > born)
 
             device.end()
             goodbye = await seen.until(Presence, lambda m: m.reason == "goodbye")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import resource
 import shutil
 import tempfile
 from pathlib import Path
@@ -170,6 +171,21 @@ def test_a_full_disk_ends_the_attempt_and_leaves_room_and_a_working_draft(bench,
     record = update(bench, bench.publish("one"), disk=FullDisk())
     assert (record.state, record.code, bench.active()) == (UpdateState.FAILED, "storage", "base")
     assert not list((bench.folder / "state" / "incoming").iterdir())
+
+
+def test_a_write_that_the_system_refuses_ends_the_attempt_and_the_next_one_succeeds(bench):
+    """No file may grow beyond 60 kB: the real disk's error in the middle of a download, not one of ours."""
+    one = bench.publish("one")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+    try:
+        record = update(bench, one)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (record.state, record.code, bench.active()) == (UpdateState.FAILED, "storage", "base")
+    assert not list((bench.folder / "state" / "incoming").iterdir())
+    record = update(bench, bench.assignment(one.target, attempt=2))
+    assert (record.state, bench.active()) == (UpdateState.COMMITTED, "one")
 
 
 # Probation

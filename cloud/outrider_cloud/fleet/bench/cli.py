@@ -15,6 +15,8 @@ from outrider_cloud.fleet.bench.gates import bench_gates
 from outrider_cloud.fleet.bench.load import LoadPlan, bench_load
 from outrider_cloud.fleet.bench.place import place
 from outrider_cloud.fleet.bench.registry import RegistryPlan, bench_registry
+from outrider_cloud.fleet.bench.update import UpdatePlan, bench_update
+from outrider_cloud.fleet.demo.setting import bundled_draft
 from outrider_shared.cli import TypedErrors
 from outrider_shared.logs import configure_logs
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _console = Console(stderr=True)
-_REGISTRY, _LOAD = RegistryPlan(), LoadPlan()
+_REGISTRY, _LOAD, _UPDATE = RegistryPlan(), LoadPlan(), UpdatePlan()
 
 
 @click.group(cls=TypedErrors)
@@ -146,6 +148,23 @@ def load(*, out: Path | None, as_json: bool, **plan: Any) -> None:
     """Simulated devices on a real broker and service: nothing lost, desired state to all and reported back."""
     with _console.status("preparing") as status:
         result = bench_load(LoadPlan(**plan), status.update)
+    told(result, {}, out, as_json=as_json)
+
+
+@fleet.command()
+@click.option("--rounds", type=click.IntRange(2), default=_UPDATE.rounds, show_default=True, help="Updates.")
+@click.option(
+    "--quiet-s", type=click.FloatRange(1), default=_UPDATE.quiet_s, show_default=True, help="Seconds between two."
+)
+@click.option(
+    "--pack-mib", type=click.IntRange(1), default=_UPDATE.pack_mib, show_default=True, help="Size of the packs."
+)
+@click.option("--seed", type=int, default=_UPDATE.seed, show_default=True, help="Of what packs are filled up with.")
+@result_options
+def update(*, out: Path | None, as_json: bool, **plan: Any) -> None:
+    """Answers of a device while its draft is updated, beside those while it is not, in turns."""
+    with _console.status("preparing") as status:
+        result = bench_update(UpdatePlan(**plan), bundled_draft(), status.update)
     told(result, {}, out, as_json=as_json)
 
 

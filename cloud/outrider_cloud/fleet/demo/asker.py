@@ -32,15 +32,16 @@ class Answer:
 
 
 class Asker(threading.Thread):
-    """Asks from `start` until `end`.
+    """Asks from `start` until `end`, with a pause of `pause_s` between two questions.
 
     Attributes:
         answers: In order.
         lost: What went wrong with those that got none.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, pause_s: float = _PAUSE_S) -> None:
         super().__init__(name="asker", daemon=True)
+        self._pause_s = pause_s
         self.answers: list[Answer] = []
         self.lost: list[str] = []
         self._url, self._http, self._ended = f"{url}/v1/chat/completions", urllib3.PoolManager(), threading.Event()
@@ -50,7 +51,7 @@ class Asker(threading.Thread):
     def run(self) -> None:
         """One request after the other, as one user at a device would."""
         number = 0
-        while not self._ended.wait(_PAUSE_S):
+        while not self._ended.wait(self._pause_s):
             self._ask(number % len(self._asked))
             number += 1
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import signal
 import tempfile
@@ -17,9 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from outrider_cloud.fleet.demo.processes import Processes
-from outrider_cloud.fleet.demo.setting import DEVICE, Setting, Stage
+from outrider_cloud.fleet.demo.setting import DEVICE, Setting, Stage, bundled_draft
 from outrider_cloud.fleet.demo.story import Check, Story
-from outrider_shared.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +38,7 @@ _DEFAULT = Setting(Path())
 def demo(*, devices: int, telemetry_s: float, page_port: int, hold: bool, as_json: bool) -> None:
     """Run a whole fleet on this machine: a good draft goes out, a bad one is stopped and taken back."""
     console, began = Console(highlight=False, stderr=as_json), time.monotonic()
-    setting = Setting(_bundled(), devices, telemetry_s, page_port)
+    setting = Setting(bundled_draft(), devices, telemetry_s, page_port)
 
     def say(text: str) -> None:
         style = "bold cyan" if text.startswith("$") else ""
@@ -90,14 +88,6 @@ def _end(story: Story, console: Console, seconds: float, *, as_json: bool) -> No
         )
     if failed:
         raise SystemExit(1)
-
-
-def _bundled() -> Path:
-    """The pack in the edge's package; the cloud imports nothing of it."""
-    found = importlib.util.find_spec("outrider_edge")
-    if found is None or not found.submodule_search_locations:
-        raise ConfigError("the demo runs an edge, too", hint="pip install 'outrider[cloud,edge,fleet,train]'")
-    return Path(found.submodule_search_locations[0]) / "bundled" / "draft"
 
 
 @contextlib.contextmanager

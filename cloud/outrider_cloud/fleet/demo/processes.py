@@ -9,13 +9,13 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from outrider_shared.errors import UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 _START_S, _STOP_S = 180.0, 20.0
 
@@ -87,6 +87,12 @@ class Processes:
         for name, process in self._running.items():
             if process.poll() is not None:
                 raise UnavailableError(f"the {name} ended with status {process.returncode}: {self._words(name)}")
+
+    def yielding(self, *names: str) -> None:
+        """From now on they get what processor time the others leave (Linux)."""
+        for name in names:
+            for thread in Path(f"/proc/{self._running[name].pid}/task").iterdir():
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), 19)
 
     def stop(self) -> dict[str, int]:
         """End them, the youngest first; returns their statuses. One that does not end is killed, with status -9."""
