@@ -74,8 +74,12 @@ def target(config: str, data: tuple[Path, ...], out: Path, work: Path | None, se
 
 @train.command()
 @distilling
-@recipe_option("bundled-draft, own-samples")
-@click.option("--init", "student__init", help="prune (of the target), scratch, or a draft's folder to go on from.")
+@recipe_option("bundled-draft, bundled-further, own-samples, stories-draft")
+@click.option(
+    "--init",
+    "student__init",
+    help="prune (of the target), scratch, or a draft's folder to go on from ('bundled': the one that ships).",
+)
 @click.option(
     "--keep", help="With --init prune, instead of the recipe's: what stays, such as layers=2,hidden=128, or share=0.25."
 )

@@ -45,7 +45,7 @@ class StudentConfig:
     """What the draft is made from: a pruned target (`keep`), a fresh Llama (`shape`), or a model folder.
 
     Attributes:
-        init: `prune`, `scratch`, or the path of a folder.
+        init: `prune`, `scratch`, or a model folder to go on from (`bundled`: the draft that ships).
         keep: Of the target, for `prune`.
         shape: Fields of a LlamaConfig, for `scratch`.
         seed: Of fresh weights.

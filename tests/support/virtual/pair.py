@@ -2,6 +2,8 @@
 
 A guess off the target's path is never committed, so which tokens it has does not matter; its margin does, since it
 steers how far a device drafts on. There it is taken from another position of the recording.
+
+The recording is older than the draft that ships: decision 0027 says why it stays. The target is the one that ships.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from outrider_cloud.model.loading import BUNDLED, bundled_draft
 from outrider_cloud.train import preflight
 from outrider_cloud.train.distil.acceptance import acceptance, answers_of
 from outrider_cloud.train.distil.distillation import Distillation
@@ -91,7 +92,7 @@ class DraftRun:
         text, student = config.get_text_config(), self.recipe.student
         weights_dtype(self.recipe.dtype)
         if student.init not in INITS:
-            preflight.check_student(Path(student.init), self.target)
+            preflight.check_student(_folder(student.init), self.target)
         else:
             preflight.check_export(text.model_type if student.init == "prune" else "llama")
         longest = self.recipe.data.longest
@@ -121,7 +122,7 @@ class DraftRun:
             model, report = prune(target, batches, student.keep)
             self.say(f"pruned to {report['parameters_after']} parameters, layers {report['layers_kept']}")
             return model.requires_grad_(requires_grad=True)
-        whole: nn.Module = read_model(Path(student.init))
+        whole: nn.Module = read_model(_folder(student.init))
         return whole
 
     def _validation(self, target: nn.Module, source: Source, ends: frozenset[int], run: Distillation) -> Validate:
@@ -137,3 +138,8 @@ class DraftRun:
             most = self.recipe.distil.writing.most
             found.append(acceptance(draft, answers_of(target, prompts, ends, temperature, most)))
         return {"acceptance": found}
+
+
+def _folder(init: str) -> Path:
+    """Where a student goes on from."""
+    return bundled_draft() if init == BUNDLED else Path(init)

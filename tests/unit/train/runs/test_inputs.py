@@ -56,7 +56,7 @@ def test_held_out_texts_are_never_trained_on(tmp_path: Path):
     assert not trained & held
 
 
-@pytest.mark.parametrize("name", ["bundled-draft", "own-samples", "stories-draft"])
+@pytest.mark.parametrize("name", ["bundled-draft", "bundled-further", "own-samples", "stories-draft"])
 def test_the_draft_recipes_that_ship_are_read(name: str):
     assert read_recipe(DraftRecipe, name, {"fit.steps": 7}).fit.steps == 7
 
@@ -82,7 +82,7 @@ def test_a_wrong_recipe_is_told_by_key(over: tuple[str, ...], message: str):
 
 
 def test_an_unknown_recipe_names_those_that_there_are():
-    with pytest.raises(ConfigError, match="bundled-draft, bundled-target, own-samples"):
+    with pytest.raises(ConfigError, match="bundled-draft, bundled-further, bundled-target, own-samples"):
         read_recipe(DraftRecipe, "mine", {})
 
 
