@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from outrider_shared.cli import TypedErrors
 from outrider_shared.errors import ConfigError
+from outrider_shared.files import check_writable
 
 if TYPE_CHECKING:
     from outrider_pair.cells import Plan
@@ -95,8 +96,11 @@ def evaluate(*, as_json: bool, **flags: Any) -> None:
         torch.set_num_threads(flags["threads"])
     if flags["report"] is not None:
         check_can_draw()
+        check_writable(flags["report"] / "report.json")
+    if flags["out"] is not None:
+        check_writable(flags["out"])
     pair, texts, plan = _prepare(flags)
-    result: dict[str, Any] = {"command": _command(), "machine": _machine(), "settings": _plain(flags)}
+    result: dict[str, Any] = {"command": typed_command("eval"), "machine": _machine(), "settings": _plain(flags)}
     result |= {"broken_lines": texts.broken, "too_long": texts.too_long}
     result |= _run(pair, plan)
     if flags["write"]:
@@ -155,10 +159,10 @@ def _print(result: dict[str, Any]) -> None:
         Console().print(table)
 
 
-def _command() -> str:
-    """The command as typed after its name, with the environment's paths left out."""
+def typed_command(name: str) -> str:
+    """The command `outrider train NAME` as typed after its name, with the environment's paths left out."""
     arguments = sys.argv[1:]
-    return shlex.join(["outrider", "train", "eval", *arguments[2 if arguments[:2] == ["train", "eval"] else 1 :]])
+    return shlex.join(["outrider", "train", name, *arguments[2 if arguments[:2] == ["train", name] else 1 :]])
 
 
 def _plain(flags: dict[str, Any]) -> dict[str, Any]:

@@ -61,42 +61,52 @@ def quality(*, model: str, weights: str, against: str, as_json: bool, **flags: A
     if as_json:
         click.echo(json.dumps({**told, **figures}))
     else:
-        lines = (f"{name}: {value:.4g}" for name, value in figures.items())
+        lines = (f"{name}: {_told(value)}" for name, value in figures.items())
         Console(highlight=False).print(f"{model}, {weights}, against {against or model}", *lines, sep="\n")
+
+
+def _told(value: float | tuple[float, float]) -> str:
+    return " to ".join(f"{each:.4g}" for each in value) if isinstance(value, tuple) else f"{value:.4g}"
 
 
 def compare(
     base: torch.nn.Module, judged: torch.nn.Module, prompts: Sequence[Sequence[int]], count: int, eos: frozenset[int]
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Mean figures over all places of the greedy continuations of `prompts` by `base`, up to `count` tokens each.
 
     Perplexities are those of the continuations' tokens; `greedy_agreement` is the share of places with the same
-    likeliest token, `tv` the total variation distance between the two distributions.
+    likeliest token, `tv` the total variation distance between the two distributions; both with 95 % bootstrap intervals
+    over the prompts.
     """
     import numpy as np  # noqa: PLC0415 - keeps `--help` quick
 
     from outrider_pair.scores import bits, softmax, target_logits  # noqa: PLC0415
+    from outrider_pair.statistics import ratio_interval  # noqa: PLC0415
 
     apart, same, spent = [], [], [0.0, 0.0]
     for prompt in track(prompts, "texts", console=Console(stderr=True), transient=True):
-        tokens = [*prompt, *_continued(base, prompt, count, eos)]
+        tokens = [*prompt, *continued(base, prompt, count, eos)]
         first, chosen = len(prompt), tokens[len(prompt) :]
         one, other = (target_logits(side, tokens, first) for side in (base, judged))
         apart.append(np.abs(softmax(one) - softmax(other)).sum(-1) / 2)
         same.append(one.argmax(-1) == other.argmax(-1))
         for side, logits in enumerate((one, other)):
             spent[side] += bits(logits, chosen)
-    places = sum(map(len, same))
+    lengths = [len(each) for each in same]
+    places = sum(lengths)
     return {
         "places": places,
         "tv": float(np.concatenate(apart).mean()),
+        "tv_interval": ratio_interval([float(each.sum()) for each in apart], lengths),
         "greedy_agreement": float(np.concatenate(same).mean()),
+        "greedy_agreement_interval": ratio_interval([float(each.sum()) for each in same], lengths),
         "perplexity": 2 ** (spent[1] / places),
         "perplexity_against": 2 ** (spent[0] / places),
     }
 
 
-def _continued(model: torch.nn.Module, prompt: Sequence[int], count: int, eos: frozenset[int]) -> list[int]:
+def continued(model: torch.nn.Module, prompt: Sequence[int], count: int, eos: frozenset[int]) -> list[int]:
+    """The greedy continuation of a prompt, up to `count` tokens or an end token."""
     import torch  # noqa: PLC0415 - keeps `--help` quick
 
     ids, cache = torch.tensor([list(prompt)]), None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import sys
@@ -9,12 +10,15 @@ from typing import Any, NoReturn
 
 import click
 
-from outrider_shared.errors import ConfigError, InputError, OutriderError
+from outrider_shared.errors import ConfigError, InputError, OutriderError, StorageError
+from outrider_shared.files import HINT
 from outrider_shared.logs import configure_logs
 
 GROUP = "outrider.commands"
 BENCHES = "outrider.bench"
 TRAINING = "outrider.train"
+# What the file system says of places that the caller named, or of a full disk; anything else is a defect of ours.
+_PLACES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EISDIR})
 
 
 class TypedErrors(click.Group):
@@ -31,6 +35,13 @@ class TypedErrors(click.Group):
             return super().main(arguments, *rest, **extra)
         except OutriderError as error:
             _end(error, as_json="--json" in arguments)
+        except OSError as error:
+            if error.errno not in _PLACES:
+                raise
+            _end(
+                StorageError(f"{error.filename or 'a file'}: {error.strerror}", hint=HINT),
+                as_json="--json" in arguments,
+            )
         except ModuleNotFoundError as error:
             if str(error.name).startswith("outrider_"):
                 raise

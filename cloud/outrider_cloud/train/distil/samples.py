@@ -5,7 +5,7 @@ the draft itself (on-policy: GKD, arXiv 2306.13649; DistillSpec, arXiv 2310.0846
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from outrider_cloud.train.loop.losses import chosen_logits, positions
+from outrider_cloud.train.loop.meter import Meter, progress_bar
 from outrider_cloud.train.texts.batches import Batch
 from outrider_cloud.train.texts.chat import Example
 from outrider_cloud.train.texts.corpus import stable_hash
@@ -49,15 +50,20 @@ class Writing:
 
 @torch.no_grad()
 def write_texts(
-    model: nn.Module, prompts: Sequence[Sequence[int]], end: Iterable[int], writing: Writing, seed: int
-) -> list[list[int]]:
-    """The new tokens of each prompt, up to and including an end token: a function of the arguments alone."""
+    model: nn.Module, prompts: Sequence[Sequence[int]], end: Iterable[int], writing: Writing, seed: int,
+    tick: Callable[[int, int], None] = lambda _texts, _tokens: None,
+) -> list[list[int]]:  # fmt: skip
+    """The new tokens of each prompt, up to and including an end token: a function of the other arguments alone.
+
+    `tick` is called with the numbers of texts and of new tokens whenever some are written.
+    """
     results: list[list[int]] = [[] for _ in prompts]
     ends = torch.tensor(sorted(end), dtype=torch.long)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), writing.rows):
         group = order[start : start + writing.rows]
         _write_group(model, prompts, group, results, ends, writing, stable_hash(seed, start))
+        tick(len(group), sum(len(results[i]) for i in group))
     return results
 
 
@@ -189,13 +195,20 @@ def _append(
     stops: list[int], writing: Writing, k: int, seed: int,
 ) -> None:  # fmt: skip
     # Long stretches keep the padding small; 8 groups of texts are still little memory.
-    stride = writing.rows * 8
-    for start in range(0, len(prompts), stride):
-        part = prompts[start : start + stride]
-        texts = write_texts(model, part, stops, writing, stable_hash(seed, start))
-        examples = [
-            as_example(prompt, new, writing.context_share, stable_hash(seed, start + i) % 2**32)
-            for i, (prompt, new) in enumerate(zip(part, texts, strict=True))
-            if new
-        ]
-        score_into(writer, teacher, examples, k)
+    stride, meter = writing.rows * 8, Meter()
+    with progress_bar(shown=True) as progress:
+        bar = progress.add_task("", total=len(prompts), note="")
+
+        def tick(texts: int, tokens: int) -> None:
+            meter.add(0.0, tokens)
+            progress.update(bar, advance=texts, note=f"texts, {meter.take()['tokens_per_s']:.4g} tokens/s")
+
+        for start in range(0, len(prompts), stride):
+            part = prompts[start : start + stride]
+            texts = write_texts(model, part, stops, writing, stable_hash(seed, start), tick)
+            examples = [
+                as_example(prompt, new, writing.context_share, stable_hash(seed, start + i) % 2**32)
+                for i, (prompt, new) in enumerate(zip(part, texts, strict=True))
+                if new
+            ]
+            score_into(writer, teacher, examples, k)

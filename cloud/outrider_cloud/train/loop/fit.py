@@ -29,6 +29,7 @@ from outrider_cloud.train.loop.optimizers import make_optimizers
 from outrider_cloud.train.loop.world import World
 from outrider_cloud.train.texts.batches import Batch
 from outrider_shared.errors import OutriderError
+from outrider_shared.files import storage_errors
 
 
 class FitError(OutriderError):
@@ -247,15 +248,17 @@ class Fit:
         if figures and self.world.leads:
             note = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
             progress.update(bar, note=note)
-            with (self._folder / "log.jsonl").open("a") as log:
+            path = self._folder / "log.jsonl"
+            with storage_errors(path), path.open("a") as log:
                 log.write(json.dumps({"step": self.step, **{k: round(v, 7) for k, v in figures.items()}}) + "\n")
         progress.update(bar, completed=self.step)
 
 
 def _write(state: dict[str, Any], path: Path) -> None:
     part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    with storage_errors(path):
+        with part.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)

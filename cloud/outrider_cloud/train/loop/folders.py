@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from outrider_shared.errors import ConfigError, ModelError
+from outrider_shared.files import storage_errors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,6 +39,7 @@ def weights_dtype(name: str) -> torch.dtype:
 
 def read_model(folder: Path, device: torch.device | str = "cpu") -> Any:
     """A model in float32 on a device. Raises ModelError."""
+    transformers_logging.disable_progress_bar()
     try:
         load: Any = AutoModelForCausalLM.from_pretrained
         model, report = load(folder, dtype=torch.float32, output_loading_info=True)
@@ -48,7 +51,13 @@ def read_model(folder: Path, device: torch.device | str = "cpu") -> Any:
 
 
 def write_model(model: nn.Module, folder: Path, beside: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write a model folder; tokenizer, template and generation settings are those of `beside`."""
+    """Write a model folder; tokenizer, template and generation settings are those of `beside`. Raises StorageError."""
+    transformers_logging.disable_progress_bar()
+    with storage_errors(folder):
+        _write(model, folder, beside, dtype)
+
+
+def _write(model: nn.Module, folder: Path, beside: Path, dtype: torch.dtype) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     whole: Any = model
     kept = {name: value.detach().to(dtype).cpu().contiguous() for name, value in model.state_dict().items()}

@@ -2,6 +2,7 @@
 
 import time
 
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
@@ -29,11 +30,11 @@ class Meter:
 
 
 def progress_bar(*, shown: bool) -> Progress:
-    """A bar with the time that is left and a note; nothing in processes that do not lead."""
+    """A bar with the time that is left and a note, on stderr; nothing in processes that do not lead."""
     columns = (
         TextColumn("{task.completed}/{task.total}"),
         BarColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    return Progress(*columns, refresh_per_second=1, disable=not shown)
+    return Progress(*columns, console=Console(stderr=True), refresh_per_second=1, disable=not shown)

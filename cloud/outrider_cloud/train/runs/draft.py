@@ -48,6 +48,7 @@ class DraftRun:
         target: Its folder.
         data: Text files or the smart-home folder; empty: the target's own samples alone.
         work: Everything on the way; a run that was killed goes on from there.
+        texts: Where the target's texts lie, for runs that share them; by default in `work`.
     """
 
     target: Path
@@ -57,6 +58,7 @@ class DraftRun:
     world: World
     reading: Reading = dataclasses.field(default_factory=Reading)
     say: Callable[[str], None] = print
+    texts: Path | None = None
 
     def run(self) -> dict[str, Any]:
         """Make the draft's folder, `work/draft`; returns what was measured. Raises OutriderError."""
@@ -73,7 +75,7 @@ class DraftRun:
             writing=dataclasses.replace(self.recipe.distil.writing, longest=self.recipe.data.longest),
         )
         run = Distillation(
-            target, target, source, ends, distil, self.recipe.fit, self.work, world=self.world, say=self.say
+            target, target, source, ends, distil, self.recipe.fit, self.work, self.texts, world=self.world, say=self.say
         )
         run.draft = self._student(target, run)
         run.validate = self._validation(target, source, ends, run)
@@ -126,7 +128,7 @@ class DraftRun:
         return whole
 
     def _validation(self, target: nn.Module, source: Source, ends: frozenset[int], run: Distillation) -> Validate:
-        folder = held_out_shard(self.work / "held-out", target, source, ends, run)
+        folder = held_out_shard((self.texts or self.work) / "held-out", target, source, ends, run)
         return validation_of(folder, run.config.tokens_per_batch, self.world.device)
 
     def _measure(self, target: nn.Module, draft: nn.Module, source: Source, ends: frozenset[int]) -> dict[str, Any]:

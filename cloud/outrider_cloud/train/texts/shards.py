@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from outrider_cloud.train.texts.chat import Example
 from outrider_shared.errors import ConfigError
+from outrider_shared.files import storage_errors
 
 META = "meta.json"
 _FORMAT = 1
@@ -58,12 +59,13 @@ class ShardWriter:
     """
 
     def __init__(self, folder: Path, vocabulary: int, source: str, top_k: int = 0) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
         self._folder = folder
         self._meta = Meta(vocabulary, source, top_k)
         names = ("ids", "learn", "ends", "learned_ends", *(("top_ids", "top_logs") if top_k else ()))
-        self._files: dict[str, BinaryIO] = {name: (folder / name).open("wb") for name in names}
+        shutil.rmtree(folder, ignore_errors=True)
+        with storage_errors(folder):
+            folder.mkdir(parents=True)
+            self._files: dict[str, BinaryIO] = {name: (folder / name).open("wb") for name in names}
         self.examples = self.tokens = self.learned = 0
 
     def add(
@@ -94,15 +96,20 @@ class ShardWriter:
             self.add(Example(example.ids, learn))
 
     def _write(self, name: str, values: NDArray[Any], kind: Any) -> None:
-        self._files[name].write(np.ascontiguousarray(values, dtype=kind).tobytes())
+        with storage_errors(self._folder):
+            self._files[name].write(np.ascontiguousarray(values, dtype=kind).tobytes())
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        with storage_errors(self._folder):
+            self._finish(whole=kind is None)
+
+    def _finish(self, *, whole: bool) -> None:
         for file in self._files.values():
             file.close()
-        if kind is None:
+        if whole:
             totals = {"examples": self.examples, "tokens": self.tokens, "learned": self.learned}
             text = json.dumps(asdict(self._meta) | totals)
             part = self._folder / f"{META}.part"

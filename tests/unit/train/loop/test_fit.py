@@ -17,7 +17,7 @@ from outrider_cloud.train.texts.chat import encode_chats
 from outrider_cloud.train.texts.corpus import Chat
 from outrider_cloud.train.texts.course import ShardCourse
 from outrider_cloud.train.texts.shards import Shard, ShardWriter
-from outrider_shared.errors import ConfigError
+from outrider_shared.errors import ConfigError, StorageError
 
 MakeTiny = Callable[[int], nn.Module]
 
@@ -56,6 +56,28 @@ def test_the_log_has_loss_rate_and_validation(course: ShardCourse, make_tiny: Ma
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     assert '"tokens_per_s"' in lines[0]
     assert '"valid": 1.5' in lines[-1]
+
+
+def test_progress_goes_to_stderr_alone(
+    course: ShardCourse, make_tiny: MakeTiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    """Standard output is the result's: with --json it holds one object."""
+    Fit(make_tiny(0), course, text_loss, config(5), tmp_path).run()
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "5/5" in err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_disk_that_is_full_at_a_checkpoint_is_told_and_the_last_one_stays(
+    course: ShardCourse, make_tiny: MakeTiny, tmp_path: Path
+):
+    Fit(make_tiny(0), course, text_loss, config(8), tmp_path).run(stop_at=4)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    (tmp_path / "checkpoint.part").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=r"checkpoint\.pt: No space left on device"):
+        Fit(make_tiny(0), course, text_loss, config(8), tmp_path).run()
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
 def test_a_checkpoint_of_another_model_is_refused(course: ShardCourse, make_tiny: MakeTiny, tmp_path: Path):
