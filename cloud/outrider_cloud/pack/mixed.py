@@ -3,7 +3,8 @@
 The draft is built twice, all in int8 and, head and embedding aside, all in int4; a matrix is a node of one graph or
 of the other. What int4 costs a matrix is measured: how far the int8 graph with that one matrix in int4 is from the
 model, on text that the model sampled. Costs of several matrices add up nearly, so each is measured once. Then the
-dearest per byte stay in int8, as many as fit into `BUDGET` of what int4 would save (decision 0028).
+dearest per byte stay in int8 until the others together cost no more than `LEFT` of all, as many as fit into `BUDGET`
+of what int4 would save (decision 0028).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from onnx import helper
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-BUDGET = 0.5  # of the bytes by which the int4 graph is smaller than the int8 one
+LEFT = 0.1  # of the cost of all matrices in int4
+BUDGET = 2 / 3  # of the bytes by which the int4 graph is smaller than the int8 one
 _PRODUCT = "MatMulNBits"
 
 
@@ -90,13 +92,15 @@ def most_sensitive(
 
 
 def choose(costs: dict[Matrix, float]) -> list[Matrix]:
-    """The dearest per saved byte that fit into the budget together."""
-    room = BUDGET * sum(matrix.saved_bytes for matrix in costs)
+    """The dearest per saved byte that fit into the budget together, no more of them than it takes."""
+    room, left = BUDGET * sum(matrix.saved_bytes for matrix in costs), sum(costs.values())
+    enough = LEFT * left
     kept = []
     for matrix in sorted(costs, key=lambda each: -costs[each] / max(1, each.saved_bytes)):
-        if matrix.saved_bytes <= room:
+        if left > enough and matrix.saved_bytes <= room:
             kept.append(matrix)
             room -= matrix.saved_bytes
+            left -= costs[matrix]
     return kept
 
 
