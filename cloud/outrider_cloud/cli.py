@@ -52,7 +52,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--buckets", default=",".join(map(str, defaults.buckets)), show_default=True, callback=_numbers, help="Row counts that steps are padded to with --exact."),
         click.option("--kv-tokens", type=click.IntRange(1), default=defaults.kv_tokens, show_default=True, help="Tokens whose KV is held."),
         click.option("--exact/--no-exact", default=defaults.exact, show_default=True, help="Rows bit for bit the same whatever surrounds them; costs compute on a CPU."),
-        click.option("--weights", type=click.Choice(["native", "int8"]), default="native", show_default=True, help="How the matrices are held: int8 takes a quarter of the memory; `outrider train quality` tells its price."),
+        click.option("--weights", type=click.Choice(["native", "int8", "fp8"]), default="native", show_default=True, help="How the matrices are held: int8 and fp8 take a byte for each weight; `outrider train quality` tells their price."),
         click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), help="Of the weights.  [default: bfloat16 on a GPU, float32 on a CPU]"),
         click.option("--shards", type=click.IntRange(0), default=0, help="Parts that the model is computed in; with --exact, services with as many give the same text on any number of GPUs.  [default: one per rank]"),
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),

@@ -32,7 +32,7 @@ BUNDLED = "bundled"
 @click.option("--target", default=BUNDLED, show_default=True, help="Hugging Face folder, or 'bundled'.")
 @click.option(
     "--weights",
-    type=click.Choice(["native", "int8"]),
+    type=click.Choice(["native", "int8", "fp8"]),
     default="native",
     show_default=True,
     help="How the target's matrices are held.",

@@ -25,7 +25,7 @@ BUNDLED = "bundled"
 @click.option("--model", default=BUNDLED, show_default=True, help="Hugging Face folder to judge, or 'bundled'.")
 @click.option(
     "--weights",
-    type=click.Choice(["native", "int8"]),
+    type=click.Choice(["native", "int8", "fp8"]),
     default="int8",
     show_default=True,
     help="How its matrices are held.",

@@ -81,6 +81,14 @@ def needed_bytes(model: nn.Module, weights: Weights) -> int:
     return total - sum(linear.weight.numel() * (linear.weight.element_size() - 1) for _, _, linear in linears(model))
 
 
+def widened_bytes(model: nn.Module, weights: Weights) -> int:
+    """Memory of the largest matrix in floating point, which a product of 8-bit ones makes on a card."""
+    if weights is Weights.NATIVE:
+        return 0
+    sizes = (linear.weight.numel() * linear.weight.element_size() for _, _, linear in linears(model))
+    return max(sizes, default=0)
+
+
 def read_weights(
     model: PreTrainedModel,
     folder: Path,
@@ -113,7 +121,7 @@ def read_weights(
     if places is None:
         return False
     if room is not None:
-        room(needed_bytes(model, weights))
+        room(needed_bytes(model, weights) + widened_bytes(model, weights))
     to_quantise = {} if weights is Weights.NATIVE else {linear: (up, name) for up, name, linear in linears(model)}
     if weights is not Weights.NATIVE and not to_quantise:
         raise ModelError(f"{type(model).__name__} has no linear layers to hold as {weights}", hint="serve it as it is")

@@ -1,14 +1,16 @@
-"""How a target's weights are held: as they are, or its matrices as 8-bit integers with a scale per output channel.
+"""How a target's weights are held: as they are, or its matrices in 8 bits with a scale per output channel.
 
-    w[o, i]  ~=  q[o, i] * s[o]      q int8 in -127..127,  s bfloat16
+    w[o, i]  ~=  q[o, i] * s[o]      s bfloat16,  q int8 in -127..127, or fp8 (e4m3: 3 bits of mantissa, up to 448)
 
 Weight-only: activations stay floating point, so a row's result depends on that row alone, which the engine's promises
-need (an int8 activation has a scale over all rows of a step). The scale is rounded to bfloat16 *before* the weights are
-divided by it, so its rounding costs nothing. Embeddings, norms and the head stay as they are: it decides near-ties.
+need (an activation in 8 bits has a scale over all rows of a step). The scale is rounded to bfloat16 *before* the
+weights are divided by it, so its rounding costs nothing. Embeddings, norms and the head stay as they are: the head
+decides near-ties.
 
-On the CPU the product is `torch._weight_int8pack_mm` with bfloat16 activations, which reads the integers as they are;
-elsewhere the integers are widened in the product. torchao's int8 weight-only widens the matrix in memory first on a
-CPU, which is slower than no quantisation at all (docs/decisions, with figures).
+The product widens the matrix: exact, since every q is a bfloat16, and on a GPU no gain in speed, since what was widened
+is written and read again. On a CPU int8 has a kernel that reads the integers as they are (`torch._weight_int8pack_mm`,
+with bfloat16 activations); torchao's int8 weight-only widens there, too, which is slower than no quantisation at all
+(docs/decisions, with figures).
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from outrider_shared.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_LARGEST = 127
+# The largest q of each type.
+_LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 _WIDTH = 16  # the CPU kernel reads rows in such parts: of other widths it gives wrong sums, or reads beyond the matrix
 
 
@@ -34,13 +37,18 @@ class Weights(enum.StrEnum):
 
     NATIVE = "native"
     INT8 = "int8"
+    FP8 = "fp8"
 
 
-class Int8Linear(nn.Module):
-    """A linear layer whose matrix is int8.
+class ScaledLinear(nn.Module):
+    """A linear layer whose matrix is held in 8 bits.
+
+    Args:
+        linear: In place of this one.
+        held: `int8` or `float8_e4m3fn`.
 
     Attributes:
-        matrix: [out, in] int8; `in` filled up with zeros to a multiple of 16.
+        matrix: [out, in] of that type.
         scale: [out] bfloat16.
         bias: [out] or None.
     """
@@ -48,34 +56,60 @@ class Int8Linear(nn.Module):
     matrix: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, held: torch.dtype) -> None:
         super().__init__()
-        matrix, scale = rounded(linear.weight.detach())
+        matrix, scale = rounded(linear.weight.detach(), held)
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.register_buffer("matrix", functional.pad(matrix, (0, -self.in_features % _WIDTH)))
+        self.register_buffer("matrix", matrix)
         self.register_buffer("scale", scale)
         self.bias = linear.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] -> [..., out], in the dtype of `x`."""
-        rows = functional.pad(x.reshape(-1, self.in_features), (0, -self.in_features % _WIDTH))
-        if x.device.type == "cpu":
-            # Contiguous: the kernel reads rows by their width, whatever their stride.
-            out = torch._weight_int8pack_mm(rows.to(torch.bfloat16).contiguous(), self.matrix, self.scale).to(x.dtype)  # noqa: SLF001 - torch has no public name for it
-        else:
-            out = (rows @ self.matrix.to(x.dtype).T) * self.scale.to(x.dtype)
+        out = self.product(x.reshape(-1, self.in_features))
         if self.bias is not None:
             out = out + self.bias.to(x.dtype)
         return out.reshape(*x.shape[:-1], self.out_features)
 
+    def product(self, rows: torch.Tensor) -> torch.Tensor:
+        """[rows, in] -> [rows, out]; padding of the matrix's inputs is left out."""
+        return (rows @ self.matrix[:, : self.in_features].to(rows.dtype).T) * self.scale.to(rows.dtype)
 
-def rounded(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(int8 [out, in], bfloat16 scale [out]) of a matrix; symmetric, per output channel, round to nearest."""
-    wide = weight.float()
-    exact = (wide.abs().amax(1) / _LARGEST).clamp(min=torch.finfo(torch.float32).tiny * _LARGEST)
+
+class Fp8Linear(ScaledLinear):
+    """A linear layer whose matrix is fp8 (e4m3)."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear, torch.float8_e4m3fn)
+
+
+class Int8Linear(ScaledLinear):
+    """A linear layer whose matrix is int8; its inputs are filled up with zeros to a multiple of 16."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear, torch.int8)
+        self.matrix = functional.pad(self.matrix, (0, -self.in_features % _WIDTH))
+
+    def product(self, rows: torch.Tensor) -> torch.Tensor:
+        """[rows, in] -> [rows, out]."""
+        if rows.device.type != "cpu":
+            return super().product(rows)
+        padded = functional.pad(rows, (0, -self.in_features % _WIDTH))
+        # Contiguous: the kernel reads rows by their width, whatever their stride.
+        out = torch._weight_int8pack_mm(padded.to(torch.bfloat16).contiguous(), self.matrix, self.scale)  # noqa: SLF001 - torch has no public name for it
+        return out.to(rows.dtype)
+
+
+_LAYERS: dict[Weights, type[Int8Linear | Fp8Linear]] = {Weights.INT8: Int8Linear, Weights.FP8: Fp8Linear}
+
+
+def rounded(weight: torch.Tensor, held: torch.dtype = torch.int8) -> tuple[torch.Tensor, torch.Tensor]:
+    """([out, in] of type `held`, bfloat16 scale [out]) of a matrix; symmetric, per output channel, round to nearest."""
+    wide, largest = weight.float(), _LARGEST[held]
+    exact = (wide.abs().amax(1) / largest).clamp(min=torch.finfo(torch.float32).tiny * largest)
     scale = exact.to(torch.bfloat16)
-    matrix = (wide / scale.float()[:, None]).round().clamp(-_LARGEST, _LARGEST).to(torch.int8)
-    return matrix, scale
+    matrix = (wide / scale.float()[:, None]).clamp(-largest, largest)
+    return (matrix.round() if held is torch.int8 else matrix).to(held), scale
 
 
 def quantise(model: nn.Module, weights: Weights) -> int:
@@ -96,7 +130,7 @@ def quantise(model: nn.Module, weights: Weights) -> int:
 
 def held_as(linear: nn.Linear, weights: Weights) -> nn.Module:
     """A layer in place of another that holds its matrix as `weights` says."""
-    return linear if weights is Weights.NATIVE else Int8Linear(linear)
+    return linear if weights is Weights.NATIVE else _LAYERS[weights](linear)
 
 
 def linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:

@@ -1,4 +1,4 @@
-"""Targets whose matrices are int8: close to the model, the same rows whatever surrounds them, told apart by name."""
+"""Targets in int8 or fp8: close to the model, the same rows whatever surrounds them, told apart by name."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ import pytest
 import torch
 from torch import nn
 
+from outrider_cloud.build import build_engine
+from outrider_cloud.engine.config import EngineConfig
+from outrider_cloud.engine.engine import Engine
 from outrider_cloud.model.loading import fingerprint, load_model
 from outrider_cloud.model.plain import plain_model
-from outrider_cloud.model.weights import Int8Linear, Weights, quantise, rounded
+from outrider_cloud.model.weights import Fp8Linear, Int8Linear, ScaledLinear, Weights, quantise, rounded
 from outrider_shared.errors import ModelError
+from outrider_shared.sampling import SamplingParams
+from support.rig import Rig
+
+TOLERANCE = {torch.float32: {"rtol": 1e-4, "atol": 1e-5}, torch.bfloat16: {"rtol": 0.02, "atol": 0.02}}
 
 
 def test_a_rounded_matrix_is_off_by_half_a_step():
@@ -18,10 +25,40 @@ def test_a_rounded_matrix_is_off_by_half_a_step():
     assert (matrix.float() * scale.float()[:, None] - weight).abs().le(scale.float()[:, None] * 0.76).all()
 
 
-def test_a_row_of_nothing_stays_nothing():
-    matrix, scale = rounded(torch.zeros(2, 8))
-    assert not matrix.any()
+def test_a_matrix_in_fp8_is_off_by_half_a_last_bit():
+    """Three bits of mantissa: a sixteenth of each weight, or half the smallest step of its row; nothing overflows."""
+    weight = torch.randn(48, 64) * torch.logspace(-6, 2, 48)[:, None]
+    matrix, scale = rounded(weight, torch.float8_e4m3fn)
+    assert matrix.float().isfinite().all()
+    off = (matrix.float() * scale.float()[:, None] - weight).abs()
+    assert (off <= torch.maximum(weight.abs() / 16, scale.float()[:, None] * 2**-10) * 1.01).all()
+
+
+@pytest.mark.parametrize("held", [torch.int8, torch.float8_e4m3fn])
+def test_a_row_of_nothing_stays_nothing(held):
+    matrix, scale = rounded(torch.zeros(2, 8), held)
+    assert not matrix.float().any()
     assert scale.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("held", [torch.int8, torch.float8_e4m3fn])
+def test_a_widened_product_is_that_of_the_rounded_matrix(held, dtype):
+    """What a GPU computes for both, and a CPU for fp8: every 8-bit number is a bfloat16, so widening loses nothing."""
+    torch.manual_seed(0)
+    linear = nn.Linear(70, 48)
+    layer, (matrix, scale) = ScaledLinear(linear, held), rounded(linear.weight.detach(), held)
+    assert torch.equal(matrix.to(torch.bfloat16).float(), matrix.float())
+    rows = torch.randn(5, 70).to(dtype)
+    wanted = rows.float() @ (matrix.float() * scale.float()[:, None]).T + linear.bias
+    assert torch.allclose(layer(rows).float(), wanted, **TOLERANCE[dtype])
+
+
+def test_int8_on_a_gpu_is_int8_on_a_cpu():
+    """The widened product and the CPU's kernel differ by bfloat16's rounding of the activations and of the result."""
+    torch.manual_seed(0)
+    layer, rows = Int8Linear(nn.Linear(70, 48)), torch.randn(5, 70).bfloat16()
+    assert torch.allclose(layer.product(rows), ScaledLinear.product(layer, rows), rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -50,22 +87,45 @@ def test_a_matrix_of_any_width_gives_the_sums_of_its_rounded_form(width):
         assert torch.allclose(layer(rows).float(), wanted, rtol=0.02, atol=0.02)
 
 
-def test_layers_are_replaced_and_the_head_is_not(tiny_folder):
-    native, int8 = plain_model(tiny_folder), plain_model(tiny_folder, Weights.INT8)
-    kinds = {type(child) for child in int8.model.modules() if hasattr(child, "in_features")}
-    assert kinds == {Int8Linear}
-    assert type(int8.lm_head) is nn.Linear
+@pytest.mark.parametrize(
+    ("weights", "layer", "most"), [(Weights.INT8, Int8Linear, 0.05), (Weights.FP8, Fp8Linear, 0.1)]
+)
+def test_layers_are_replaced_and_the_head_is_not(tiny_folder, weights, layer, most):
+    """Random weights; e4m3 keeps fewer bits of most of them than integers do."""
+    native, held = plain_model(tiny_folder), plain_model(tiny_folder, weights)
+    kinds = {type(child) for child in held.model.modules() if hasattr(child, "in_features")}
+    assert kinds == {layer}
+    assert type(held.lm_head) is nn.Linear
     ids = torch.arange(24)[None]
-    both = [model(ids).logits[0].softmax(-1) for model in (native, int8)]
-    assert 0 < (both[0] - both[1]).abs().sum(-1).mean() / 2 < 0.05
+    both = [model(ids).logits[0].softmax(-1) for model in (native, held)]
+    assert 0 < (both[0] - both[1]).abs().sum(-1).mean() / 2 < most
 
 
 def test_precisions_have_fingerprints_of_their_own(tiny_folder):
-    assert load_model(tiny_folder).fingerprint == fingerprint(tiny_folder)
-    assert load_model(tiny_folder, weights=Weights.INT8).fingerprint == fingerprint(tiny_folder, Weights.INT8)
-    assert fingerprint(tiny_folder) != fingerprint(tiny_folder, Weights.INT8)
+    for weights in Weights:
+        assert load_model(tiny_folder, weights=weights).fingerprint == fingerprint(tiny_folder, weights)
+    assert len({fingerprint(tiny_folder, weights) for weights in Weights}) == len(Weights)
 
 
 def test_a_model_without_linear_layers_is_refused():
     with pytest.raises(ModelError, match="no linear layers"):
         quantise(nn.Sequential(nn.Conv1d(2, 2, 1)), Weights.INT8)
+
+
+def test_an_engine_in_fp8_serves_exactly_and_drafts_change_nothing(tiny_folder):
+    """Every bucket's rows have the same bits, and a drafted answer is the plain one."""
+    config = EngineConfig(kv_tokens=512, exact=True, buckets=(8, 16))
+    engine = build_engine(str(tiny_folder), config, weights=Weights.FP8)
+    answers = []
+    for drafts in (False, True):
+        rig = Rig(engine.runner.loaded, kv_tokens=512)
+        rig.engine = Engine(engine.runner, config)
+        session = rig.open([3, 1, 4], 12, SamplingParams(0.8, seed=2), ignore_eos=True)
+        while not rig.ended(session):
+            made = len(rig.engine.sessions[session].log) - 3
+            if drafts:
+                rig.draft(session, [*answers[0][made : made + 2], 5], anchor=3 + made)
+            rig.step()
+        answers.append(rig.tokens(session))
+    assert answers[0] == answers[1]
+    assert rig.commits(session)[-1].usage.steps < 8
