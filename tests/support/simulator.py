@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from outrider_cloud.engine.config import EngineConfig
-    from outrider_cloud.engine.runner import ModelRunner
+    from outrider_cloud.engine.runner import Decision, ModelRunner
     from outrider_cloud.engine.schedule import Work
     from outrider_cloud.engine.session import Session
     from outrider_cloud.grammar.matcher import Matcher
@@ -59,11 +59,24 @@ class RecordingEngine(Engine):
         super().__init__(runner, config, clock, draft_model, AtOnce())
         self.rows: dict[tuple[SessionId, int], torch.Tensor] = {}
 
-    def _extend(self, work: Work, logits: torch.Tensor, tokens: list[int], offsets: list[int]) -> None:
+    def _run(self, works, meanwhile):
+        run = self.runner.run
+
+        def keep(batch, bucket: int = 0) -> torch.Tensor:
+            self._logits = run(batch, bucket)
+            return self._logits
+
+        self.runner.run = keep
+        try:
+            return super()._run(works, meanwhile)
+        finally:
+            del self.runner.run
+
+    def _extend(self, work: Work, decision: Decision, rows: range, tokens: list[int], offsets: list[int]) -> None:
         first = len(work.session.log)
         for depth, offset in enumerate(offsets):
-            self.rows[work.session.request.session_id, first + depth] = logits[offset].clone()
-        super()._extend(work, logits, tokens, offsets)
+            self.rows[work.session.request.session_id, first + depth] = self._logits[rows[offset]].clone()
+        super()._extend(work, decision, rows, tokens, offsets)
 
 
 @dataclass
@@ -134,7 +147,7 @@ class Simulation:
         states = [(d.state.finish, len(d.state.log), d.connected) for d in self.devices]
         raise AssertionError(f"no end after {most} moves: {states}")
 
-    def _moves(self):
+    def _moves(self, *, running: bool = False):
         moves = []
         for device in self.devices:
             if device.state.finish:
@@ -152,9 +165,9 @@ class Simulation:
                 moves.append(lambda d=device: self._edge(d))
             if self.faults:
                 moves.append(lambda d=device: self._cut(d))
-        if self.engine.sessions:
+        if self.engine.sessions and not running:
             moves.append(self._step)
-        if self.faults:
+        if self.faults and not running:
             moves.append(self._restart)
         return moves
 
@@ -162,9 +175,15 @@ class Simulation:
         self.now += self.config.hold_s
 
     def _step(self) -> None:
-        if not self.engine.step():
+        if not self.engine.step(self._beside if self._choose(2) else None):
             self._wait()
         self.engine.pool.check()
+
+    def _beside(self, _busy) -> None:
+        """While a step runs, anything may happen but another step."""
+        for _ in range(self._choose(5)):
+            if moves := self._moves(running=True):
+                moves[self._choose(len(moves))]()
 
     def _connect(self, device: Device) -> None:
         device.state.reset()
@@ -254,8 +273,9 @@ class Simulation:
     def _cut(self, device: Device) -> None:
         self.faults -= 1
         device.connected = False
-        for queue in (device.up, device.down, device.events):
-            queue.clear()
+        device.up.clear()
+        device.down.clear()
+        device.events = deque()  # what the engine still tells the old stream is lost with it
         self.engine.park(device.session_id)
 
     def _restart(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from outrider_cloud.kernels.layout import Segment
@@ -25,6 +25,7 @@ class Batch:
         sampled: Rows whose logits are needed: of each decoding work its last sure row (the root), then its nodes.
         choosing: Per sampled row, the log position that it chooses a token for.
         params: Per sampled row.
+        reports: Sampled rows whose log-probabilities may be wanted, each with how many likeliest tokens.
     """
 
     tokens: list[int]
@@ -33,6 +34,7 @@ class Batch:
     sampled: list[int]
     choosing: list[int]
     params: list[SamplingParams]
+    reports: dict[int, int] = field(default_factory=dict)
 
 
 def lay_out(works: Sequence[Work]) -> Batch:
@@ -48,6 +50,9 @@ def lay_out(works: Sequence[Work]) -> Batch:
         slots = session.slots[first : first + work.rows]
         batch.segments.append(Segment(session.slots[:first], slots, _parents(work)))
         if work.decodes:
+            if session.request.logprobs:
+                rows = range(len(batch.sampled), len(batch.sampled) + 1 + len(work.nodes))
+                batch.reports.update(dict.fromkeys(rows, session.request.top_logprobs))
             batch.sampled.extend(range(start + work.sure - 1, start + work.rows))
             batch.choosing.append(end)
             batch.choosing.extend(node.position + 1 for node in work.nodes)

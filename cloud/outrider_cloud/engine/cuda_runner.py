@@ -1,38 +1,35 @@
 """Steps on a GPU: fixed buffers, one captured graph per bucket of rows, one copy in and one small copy out.
 
-A step writes its metadata into `StaticArrays`, copies it over, replays the graph of the smallest bucket that fits
-(forward and sampling), and copies the choices back: that copy is the only time the host waits.
+A step writes its metadata into `StaticArrays`, copies it over, and replays the graph of the smallest bucket that fits.
+While that runs the host finds out what changes the logits; the sampling kernel is launched behind the graph with it,
+and the choices are copied back (`cuda_flight`): that copy is the only time the host waits.
 """
 
 from __future__ import annotations
 
-import contextlib
-import time
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import torch
 
-from outrider_cloud.engine.runner import Decision, ModelRunner
+from outrider_cloud.engine.cuda_flight import Choosing, Stopwatch, current
+from outrider_cloud.engine.runner import ModelRunner
 from outrider_cloud.engine.static import StaticArrays
-from outrider_cloud.kernels.cuda import sampling
 from outrider_cloud.kernels.cuda.attention import CudaPlan, WindowTensors, Workspace
 from outrider_cloud.kernels.cuda.metadata import step_arrays
 from outrider_cloud.kernels.cuda.source import SPLIT
 from outrider_cloud.model.attention import StepContext
 from outrider_cloud.model.decoder import Decoder, is_known
 from outrider_shared.errors import ConfigError
-from outrider_shared.sampling.rule_torch import choose
-from outrider_shared.sampling.shape_torch import shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from outrider_cloud.engine.batch import Batch
     from outrider_cloud.engine.config import EngineConfig
+    from outrider_cloud.engine.runner import Flight
     from outrider_cloud.kernels.cuda.platform import CudaPlatform
     from outrider_cloud.model.loading import LoadedModel
-    from outrider_shared.sampling.shape_torch import Shaping
 
 T = TypeVar("T")
 _LEAST_BUCKET = 8
@@ -93,9 +90,8 @@ class CudaRunner(ModelRunner):
         if not config.exact:
             self.buckets = _powers_of_two(config.rows)
         self._capture = capture
-        device = platform.device
-        # A thread's current card is the first one unless it says otherwise, and captures are made on the current card.
-        self._current = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+        # A thread's current card is the first unless it says otherwise; streams and captures are the current card's.
+        self._current = current(platform.device)
         self._decoder = Decoder(loaded.model, loaded.layers, platform.layers) if is_known(loaded.model) else None
         self._windows = sorted({spec.window or 0 for spec in loaded.layers})
         self._ancestor_width = max(1, config.max_draft_rows)
@@ -105,8 +101,8 @@ class CudaRunner(ModelRunner):
         self._arrays = StaticArrays(
             {
                 "tokens": rows, "positions": rows, "slots": rows, "forks": rows, "keep": rows, "tiles": 3 * rows,
-                "ancestors": rows * self._ancestor_width, "records": rows * sampling.WORDS, "sampled": 1,
-                "counts": len(self._windows), "table": rows * (-(-longest // config.block_size) + 1), **per_window,
+                "ancestors": rows * self._ancestor_width, "counts": len(self._windows),
+                "table": rows * (-(-longest // config.block_size) + 1), **per_window,
             },
             platform.device,
         )  # fmt: skip
@@ -114,39 +110,34 @@ class CudaRunner(ModelRunner):
         self._workspace = Workspace(platform.device)
         first = loaded.layers[0]
         self._workspace.reserve(self._entries, first.q_heads, first.k_dim)
-        self._no_edits = torch.from_numpy(sampling.edit_table([])).to(platform.device)
-        self._steps: dict[int, Callable[[], tuple[torch.Tensor, torch.Tensor]]] = {}
+        self._choosing = Choosing(platform.sampler, rows, platform.device)
+        self._steps: dict[int, Callable[[], torch.Tensor]] = {}
 
     @torch.inference_mode()
     def run(self, batch: Batch, bucket: int = 0) -> torch.Tensor:
         """As `ModelRunner.run`."""
-        return self._replay(batch, bucket)[0][: len(batch.sampled)].clone()  # the next step writes the same memory
+        with self._current:
+            return self._replay(batch, bucket)[: len(batch.sampled)].clone()  # the next step writes the same memory
 
     @torch.inference_mode()
-    def decide(self, batch: Batch, shaping: Shaping | None = None) -> Decision:
-        """As `ModelRunner.decide`, with one copy back; where logits are shaped, torch chooses anew behind the graph."""
-        logits, chosen = self._replay(batch, 0)
-        started = time.perf_counter()
-        if shaping is not None:
-            shaped = shape(logits[: len(batch.sampled)], shaping)
-            chosen[: len(batch.sampled), 0] = choose(shaped, batch.choosing, batch.params).int()
-        result = chosen[: len(batch.sampled)].cpu()
-        self.forward_s += time.perf_counter() - started
-        bad = set(result[:, 1].nonzero().flatten().tolist())
-        return Decision(logits[: len(batch.sampled)], result[:, 0].tolist(), bad)
+    def launch(self, batch: Batch) -> Flight:
+        """As `ModelRunner.launch`: the host is free while the device computes."""
+        with self._current:
+            watch = Stopwatch(self.platform.device)
+            logits = self._replay(batch, 0)[: len(batch.sampled)]
+        return self._choosing.flight(batch, logits, watch, self._count)
 
-    def _replay(self, batch: Batch, bucket: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _count(self, seconds: float) -> None:
+        self.forward_s += seconds
+
+    def _replay(self, batch: Batch, bucket: int) -> torch.Tensor:
         self.peers.step(batch, bucket, self.buckets)
-        started = time.perf_counter()
         size = self._padded(len(batch.tokens), bucket)
         self._write(batch, size)
         self._arrays.upload()
         if size not in self._steps:
-            with self._current:
-                self._steps[size] = self._capture(lambda: self._compute(size))
-        result = self._steps[size]()
-        self.forward_s += time.perf_counter() - started
-        return result
+            self._steps[size] = self._capture(lambda: self._compute(size))
+        return self._steps[size]()
 
     def _write(self, batch: Batch, rows: int) -> None:
         arrays, page_bits = self._arrays, self.platform.page_bits
@@ -159,15 +150,13 @@ class CudaRunner(ModelRunner):
         arrays.write("tiles", step.tiles)
         arrays.write("table", step.table)
         arrays.write("keep", batch.sampled)
-        arrays.write("records", sampling.records(batch.choosing, batch.params))
-        arrays.write("sampled", [len(batch.sampled)])
         arrays.write("counts", [len(step.windows[window].work) for window in self._windows])
         for window in self._windows:
             arrays.write(f"parts{window}", step.windows[window].parts, fill=-1)
             arrays.write(f"work{window}", step.windows[window].work)
 
-    def _compute(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and choices of a bucket, from the static arrays alone."""
+    def _compute(self, rows: int) -> torch.Tensor:
+        """Logits of a bucket, from the static arrays alone."""
         arrays = self._arrays
         windows = {
             window: WindowTensors(
@@ -182,17 +171,13 @@ class CudaRunner(ModelRunner):
         )  # fmt: skip
         tokens, keep = arrays["tokens"][:rows], arrays["keep"][:rows]
         if self._decoder is not None:
-            logits = self._decoder(tokens, plan.positions, plan.slots, keep, self.kv, plan)
-        else:
-            context = StepContext(self.kv, plan.slots, plan, self.loaded.layers)
-            out = self.loaded.model(
-                input_ids=tokens[None], position_ids=plan.positions[None], use_cache=False,
-                logits_to_keep=keep.long(), outrider=context,
-            )  # fmt: skip
-            logits = out.logits[0]
-        records = arrays["records"].view(-1, sampling.WORDS)[:rows]
-        chosen = self.platform.sampler.launch(logits, records, arrays["sampled"], self._no_edits, None, 0).chosen
-        return logits, chosen
+            return self._decoder(tokens, plan.positions, plan.slots, keep, self.kv, plan)
+        out = self.loaded.model(
+            input_ids=tokens[None], position_ids=plan.positions[None], use_cache=False,
+            logits_to_keep=keep.long(), outrider=StepContext(self.kv, plan.slots, plan, self.loaded.layers),
+        )  # fmt: skip
+        logits: torch.Tensor = out.logits[0]
+        return logits
 
 
 def _powers_of_two(most: int) -> tuple[int, ...]:

@@ -1,49 +1,54 @@
-"""The conductor: `step` is schedule, draft, reserve, run, commit.
+"""The conductor: `step` is schedule, draft, reserve, launch, tell, wait, commit.
 
-Single-threaded; `thread` puts it beside an event loop.
+Single-threaded; `thread` puts it beside an event loop. What does not depend on a step's outcome is done between launch
+and wait, while a GPU computes: telling and learning from what the step before committed (`ledger`), penalties and
+grammar masks, and the caller's own work.
 
 Rules:
     * Only `step` commits, and only what the target itself chose.
     * One session's fault ends that session alone. A fault of the model ends the sessions of that step, nothing else.
     * A preempted session keeps its log and is computed again: never lost, never different.
     * The oldest running session always finds memory, so the engine always makes progress.
+    * Sessions may be opened, given drafts, parked, resumed and closed while a step runs over them: what it finds out
+      about a session that has gone is dropped.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from outrider_cloud.drafts.fill import CloudDrafts, source_of
 from outrider_cloud.engine import schedule
-from outrider_cloud.engine.accept import accept, judge
+from outrider_cloud.engine.accept import accept
 from outrider_cloud.engine.batch import lay_out
 from outrider_cloud.engine.checks import check_request, check_tree
 from outrider_cloud.engine.events import Committed, Failed, Finish, Hint, Opened, Request, Sink, Source
 from outrider_cloud.engine.habits import Habits
+from outrider_cloud.engine.ledger import Entry, Ledger
 from outrider_cloud.engine.memory import KvMemory
 from outrider_cloud.engine.session import Session, State
 from outrider_cloud.engine.shaping import Shaper
 from outrider_cloud.engine.stats import EngineStats
-from outrider_cloud.kernels.sampling import log_probabilities
 from outrider_shared import wire
 from outrider_shared.errors import InternalError, LimitError, OutriderError, ProtocolError
 from outrider_shared.tree import DraftTree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from concurrent.futures import Executor
-
-    import torch
 
     from outrider_cloud.drafts.model import GuessModel
     from outrider_cloud.engine.blocks import BlockPool
     from outrider_cloud.engine.config import EngineConfig
-    from outrider_cloud.engine.runner import ModelRunner
+    from outrider_cloud.engine.runner import Decision, ModelRunner
     from outrider_cloud.engine.schedule import Work
     from outrider_shared.ids import SessionId
     from outrider_wire.v1 import verifier_pb2 as pb
 
+# Is told whether a device is busy with the step.
+Meanwhile = Callable[[Callable[[], bool]], None]
 _NO_NUMBERS = "the model's logits are not numbers for this session"
 
 
@@ -78,6 +83,7 @@ class Engine:
         self._step_began = self._busy_since = 0.0
         self._stop_of = runner.loaded.eos
         self._shaper = Shaper(runner.loaded.eos)
+        self._ledger = Ledger(self.drafts)
 
     @property
     def pool(self) -> BlockPool:
@@ -120,6 +126,7 @@ class Engine:
         known = [] if session is None else [*session.request.prompt, *committed]
         if session is None or session.log[: len(known)] != known or len(known) < session.opened_at:
             return False
+        self.tell()
         session.tree = DraftTree(session.log)
         session.forget_hint()
         session.sink, session.lease_end = sink, float("inf")
@@ -154,6 +161,7 @@ class Engine:
         """End a session as its owner asked; the last event says so."""
         session = self.sessions.get(session_id)
         if session is not None and session.finish is None:
+            self.tell()
             session.finish = Finish.CANCELLED
             session.sink(self._committed(session, len(session.log), steps=0))
             self._drop(session)
@@ -184,37 +192,62 @@ class Engine:
 
     # ---- the loop -----------------------------------------------------------------------------------------------
 
-    def step(self) -> bool:
-        """Run one batch; returns whether there was anything to do."""
+    def step(self, meanwhile: Meanwhile | None = None) -> bool:
+        """Run one batch; returns whether there was anything to do.
+
+        Args:
+            meanwhile: Called once the step is launched, with what tells whether a device is busy with it. With it, what
+                the step commits is told beside the next step, or by the next call that finds nothing to do.
+        """
+        began, drafting_s, forward_s = time.perf_counter(), self.stats.draft_s, self.runner.forward_s
+        works = self._plan()
+        if not works:
+            self.tell()
+            return False
+        try:
+            decision, faults = self._run(works, meanwhile)
+        except Exception as error:  # noqa: BLE001 - whatever a model throws must not stop the other sessions
+            fault = self.runner.fault(error)
+            for work in works:
+                if work.session.state is not State.FINISHED:
+                    self._fail(work.session, fault)
+            return True
+        finally:
+            self.drafts.end(works)
+        self._commit(works, decision, {**{row: InternalError(_NO_NUMBERS) for row in decision.bad}, **faults})
+        if meanwhile is None:
+            self.tell()
+        taken_s = time.perf_counter() - began - (self.stats.draft_s - drafting_s)
+        self.stats.add(sum(work.rows for work in works), self.runner.forward_s - forward_s, taken_s)
+        return True
+
+    def tell(self) -> None:
+        """Send the events of what was committed, and learn from it."""
+        self._ledger.close()
+
+    def _plan(self) -> list[Work]:
+        """What the next step runs, with its memory; empty if there is nothing to do."""
         now = self._step_began = self._clock()
         self._expire(now)
         self.memory.admit(self.sessions.values())
         self.drafts.gather()
         ready = schedule.ready(self.sessions.values(), self.config, now, self.stats.step_s)
         if not ready:
-            return False
+            return []
         self._busy_since = time.perf_counter()
         self.stats.draft_s += self.drafts.fill(ready, self.stats.step_s)
-        started, forward_s = time.perf_counter(), self.runner.forward_s
-        works = self._works(ready)
-        if not works:
-            return False
-        batch = lay_out(works)
-        try:
-            changes = self._shaper.lay_out(works)
-            self.drafts.begin(works, self.stats.step_s)
-            decision = self.runner.decide(batch, None if changes is None else changes[0])
-        except Exception as error:  # noqa: BLE001 - whatever a model throws must not stop the other sessions
-            fault = self.runner.fault(error)
-            for work in works:
-                self._fail(work.session, fault)
-            return True
-        finally:
-            self.drafts.end(works)
-        bad: dict[int, OutriderError] = {row: InternalError(_NO_NUMBERS) for row in decision.bad}
-        self._commit(works, decision.logits, decision.chosen, bad if changes is None else bad | changes[1])
-        self.stats.add(len(batch.tokens), self.runner.forward_s - forward_s, time.perf_counter() - started)
-        return True
+        return self._works(ready)
+
+    def _run(self, works: list[Work], meanwhile: Meanwhile | None) -> tuple[Decision, Mapping[int, OutriderError]]:
+        """Launch, do what does not depend on the outcome, and wait; returns what grammars refused, too."""
+        self.drafts.begin(works, self.stats.step_s)
+        flight = self.runner.launch(lay_out(works))
+        self.tell()
+        changes = self._shaper.lay_out(works)
+        flight.choose(None if changes is None else changes[0])
+        if meanwhile is not None:
+            meanwhile(flight.busy)
+        return flight.wait(), {} if changes is None else changes[1]
 
     def _works(self, ready: list[Session]) -> list[Work]:
         """A plan that has its memory. Sessions that find none are left out of the next attempt, never of the next step.
@@ -238,61 +271,55 @@ class Engine:
             min(leases, default=float("inf")),
         )
 
-    def _commit(
-        self, works: list[Work], logits: torch.Tensor, chosen: list[int], bad: Mapping[int, OutriderError]
-    ) -> None:
+    def _commit(self, works: list[Work], decision: Decision, bad: Mapping[int, OutriderError]) -> None:
         first, hint = 0, self._hint()
         share_us = round(1e6 * (time.perf_counter() - self._busy_since) / len(works))
         for work in works:
-            work.session.usage.busy_us += share_us
-            work.session.hint = hint
-            count = 1 + len(work.nodes) if work.decodes else 0
+            session, count = work.session, 1 + len(work.nodes) if work.decodes else 0
             rows = range(first, first + count)
             first += count
-            work.session.last_step = self.stats.steps + 1
-            work.session.usage.prefill_rows += work.sure - (1 if work.decodes else 0)
+            if session.state is State.FINISHED:
+                continue  # it was closed while the step ran
+            session.usage.busy_us += share_us
+            session.hint = hint
+            session.last_step = self.stats.steps + 1
+            session.usage.prefill_rows += work.sure - (1 if work.decodes else 0)
             if not work.decodes:
-                work.session.computed += work.sure
-                work.session.seal(self.pool)
+                session.computed += work.sure
+                session.seal(self.pool)
                 continue
-            path = accept(work.nodes, chosen[rows.start : rows.stop])
+            path = accept(work.nodes, decision.chosen[rows.start : rows.stop])
             # A draft row that went wrong matters only if the target's own choices lead through it.
             wrong = next((rows[offset] for offset in path[1] if rows[offset] in bad), None) if bad else None
             if wrong is not None:
-                self._fail(work.session, bad[wrong])
+                self._fail(session, bad[wrong])
             else:
-                self._extend(work, logits[rows.start : rows.stop], *path)
+                self._extend(work, decision, rows, *path)
 
-    def _extend(self, work: Work, logits: torch.Tensor, tokens: list[int], offsets: list[int]) -> None:
+    def _extend(self, work: Work, decision: Decision, rows: range, tokens: list[int], offsets: list[int]) -> None:
         """Commit what the target chose for one session and keep the KV of the accepted branch."""
-        session, before, judged = work.session, len(work.session.log), judge(work.nodes, offsets)
-        origins = [*(source_of(work.nodes[offset - 1]) for offset in offsets[1:]), Source.TARGET]
+        session, before, ran = work.session, len(work.session.log), offsets
         for taken, token in enumerate(tokens, 1):
             session.note_refused(token)
             session.tree.advance(token)
             session.finish = session.finish_of(self._stop_of, self.runner.loaded.context_length)
             if session.finish is not None:
-                tokens, offsets, origins = tokens[:taken], offsets[:taken], origins[:taken]
+                tokens, offsets = tokens[:taken], offsets[:taken]
                 break
         self._keep_branch(session, before - 1, offsets)
         session.computed = len(session.log) - 1
         session.seal(self.pool)
-        session.usage.steps += 1
-        session.usage.rows += work.rows
-        for node in work.nodes:
-            session.usage.ran(source_of(node))
-        for origin in origins[:-1]:  # the last one is the target's own, whether somebody drafted it or not
-            session.usage.committed(origin)
         self.stats.committed += len(tokens)
-        session.learn(judged, len(tokens))
-        self.drafts.learn(judged)
         waited_s = self._step_began - session.hold_since if work.sure == 1 else 0.0
         session.won_s += (len(tokens) - 1) * self.stats.step_s - waited_s
         session.note_commit(self._clock())
         if session.request.logprobs:
-            session.logprobs += log_probabilities(logits[offsets], tokens, session.request.top_logprobs)
+            session.logprobs += decision.logprobs([rows[o] for o in offsets], session.request.top_logprobs)
+        # Of an answer that ends here, the last token counts as drafted if it was.
+        origins = [*(source_of(work.nodes[offset - 1]) for offset in ran[1:]), Source.TARGET][: len(tokens)]
         own = any(origin > Source.EDGE for origin in origins)
-        session.sink(self._committed(session, before, origins=tuple(origins) if own else ()))
+        event = self._committed(session, before, origins=tuple(origins) if own else ())
+        self._ledger.add(Entry(work, ran, origins, event, session.sink))
         if session.finish is not None:
             self._retire(session)
 
@@ -342,6 +369,7 @@ class Engine:
         session.lease_end = min(session.lease_end, self._clock() + self.config.lease_s)
 
     def _fail(self, session: Session, error: OutriderError) -> None:
+        self.tell()
         session.sink(Failed(session.request.session_id, error))
         self._drop(session)
 

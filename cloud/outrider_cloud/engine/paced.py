@@ -9,12 +9,12 @@ from outrider_cloud.engine.runner import ModelRunner
 from outrider_shared.errors import ConfigError
 
 if TYPE_CHECKING:
-    import torch
-
     from outrider_cloud.engine.batch import Batch
     from outrider_cloud.engine.config import EngineConfig
+    from outrider_cloud.engine.runner import Decision, Flight
     from outrider_cloud.kernels.platform import Platform
     from outrider_cloud.model.loading import LoadedModel
+    from outrider_shared.sampling.shape_torch import Shaping
 
 
 class PacedRunner(ModelRunner):
@@ -31,12 +31,30 @@ class PacedRunner(ModelRunner):
             raise ConfigError(f"a paced step of {step_s * 1e3:g} ms", hint="it must be above 0 and at most 60 s")
         self._step_s = step_s
 
-    def run(self, batch: Batch, bucket: int = 0) -> torch.Tensor:
-        """As `ModelRunner.run`, but not sooner; the sleep counts as time inside the model."""
-        started = time.perf_counter()
-        logits = super().run(batch, bucket)
-        left = self._step_s - (time.perf_counter() - started)
-        if left > 0:
-            time.sleep(left)
-            self.forward_s += left
-        return logits
+    def launch(self, batch: Batch) -> Flight:
+        """As `ModelRunner.launch`, but not done sooner. As beside a GPU, the host is free meanwhile."""
+        return _Paced(self, super().launch(batch), time.perf_counter(), self._step_s)
+
+
+class _Paced:
+    """A step whose result is there at once and told when its time is over; that time counts as the model's."""
+
+    def __init__(self, runner: ModelRunner, inner: Flight, started: float, step_s: float) -> None:
+        self._runner, self._inner = runner, inner
+        self._started, self._step_s = started, step_s
+
+    def choose(self, shaping: Shaping | None) -> None:
+        """Compute."""
+        self._inner.choose(shaping)
+        before = self._runner.forward_s
+        self._decision = self._inner.wait()
+        self._runner.forward_s = before + max(self._step_s, self._runner.forward_s - before)
+
+    def busy(self) -> bool:
+        """As `Flight.busy`."""
+        return time.perf_counter() < self._started + self._step_s
+
+    def wait(self) -> Decision:
+        """As `Flight.wait`."""
+        time.sleep(max(0.0, self._started + self._step_s - time.perf_counter()))
+        return self._decision

@@ -1,26 +1,32 @@
-"""Runs the model over a batch: the only place that touches tensors of a step besides the kernels."""
+"""Runs the model over a batch: the only place that touches tensors of a step besides the kernels.
+
+A step is launched, told what changes its logits, and waited for. On a GPU the host is free between launch and wait; on
+a CPU the forward is the processor's own work, and happens in the wait.
+"""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
 from outrider_cloud.engine.peers import Alone, Peers
+from outrider_cloud.kernels.sampling import log_probabilities
 from outrider_cloud.model.attention import StepContext
 from outrider_shared.sampling.shape_torch import shape
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from outrider_cloud.engine.batch import Batch
     from outrider_cloud.engine.config import EngineConfig
     from outrider_cloud.kernels.platform import Platform
     from outrider_cloud.model.loading import LoadedModel
     from outrider_shared.errors import OutriderError
+    from outrider_shared.logprobs import TokenLogprobs
     from outrider_shared.sampling.shape_torch import Shaping
 
 
@@ -29,14 +35,28 @@ class Decision:
     """What a step found out.
 
     Attributes:
-        logits: [sampled, vocab] as the model gave them; valid until the next step.
         chosen: Per sampled row, the token.
         bad: Sampled rows with a logit that is no number.
+        logprobs: Of what given rows of `Batch.reports` chose, under the logits as the model gave them, each with so
+            many of the likeliest tokens; may be called until the next step.
     """
 
-    logits: torch.Tensor
     chosen: list[int]
     bad: set[int]
+    logprobs: Callable[[Sequence[int], int], list[TokenLogprobs]]
+
+
+class Flight(Protocol):
+    """A step that was launched."""
+
+    def choose(self, shaping: Shaping | None) -> None:
+        """Say what changes the logits before the choice: penalties, bias, masks. To be called once, before `wait`."""
+
+    def busy(self) -> bool:
+        """Whether a device still works at it and leaves the host free."""
+
+    def wait(self) -> Decision:
+        """What it found out; waits for it."""
 
 
 class ModelRunner:
@@ -91,17 +111,9 @@ class ModelRunner:
         logits: torch.Tensor = out.logits[0][:sampled]
         return logits
 
-    def decide(self, batch: Batch, shaping: Shaping | None = None) -> Decision:
-        """Run, and choose the token of every sampled row.
-
-        Args:
-            batch: At least one row.
-            shaping: What changes the logits before the choice: penalties, bias, masks.
-        """
-        logits = self.run(batch)
-        shaped = logits if shaping is None else shape(logits, shaping)
-        chosen = self.platform.sampler.choose(shaped, batch.choosing, batch.params)
-        return Decision(logits, chosen, _rows_with_nan(logits))
+    def launch(self, batch: Batch) -> Flight:
+        """Begin to compute a batch of at least one row, and to choose the token of every sampled row."""
+        return _Inline(self, batch)
 
     def move(self, source: Sequence[int], target: Sequence[int]) -> None:
         """Copy tokens between KV slots in every layer; see `KvPool.move`."""
@@ -114,6 +126,34 @@ class ModelRunner:
 
     def _padded(self, rows: int, bucket: int) -> int:
         return bucket or next((b for b in self.buckets if b >= rows), rows)
+
+
+class _Inline:
+    """A step on the host's own processor: computed when it is waited for."""
+
+    def __init__(self, runner: ModelRunner, batch: Batch) -> None:
+        self._runner, self._batch = runner, batch
+        self._shaping: Shaping | None = None
+
+    def choose(self, shaping: Shaping | None) -> None:
+        """As `Flight.choose`."""
+        self._shaping = shaping
+
+    def busy(self) -> bool:
+        """Never: there is no other device."""
+        return False
+
+    @torch.inference_mode()
+    def wait(self) -> Decision:
+        """As `Flight.wait`."""
+        batch, logits = self._batch, self._runner.run(self._batch)
+        shaped = logits if self._shaping is None else shape(logits, self._shaping)
+        chosen = self._runner.platform.sampler.choose(shaped, batch.choosing, batch.params)
+
+        def logprobs(rows: Sequence[int], top: int) -> list[TokenLogprobs]:
+            return log_probabilities(logits[list(rows)], [chosen[row] for row in rows], top)
+
+        return Decision(chosen, _rows_with_nan(logits), logprobs)
 
 
 def _rows_with_nan(logits: torch.Tensor) -> set[int]:

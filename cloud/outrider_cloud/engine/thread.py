@@ -1,6 +1,7 @@
 """Runs the engine in a thread of its own, so that a step never blocks an event loop.
 
-All calls reach the engine through one mailbox and run between steps, in the order posted.
+All calls reach the engine through one mailbox and run in the order posted: between steps, and while a device computes
+one and leaves the host free.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 _LONGEST_WAIT_S = 1.0
 _STOPPED = "the engine has stopped"
+# While a device is at a step, mail is taken in for this part of the time that one takes, looking up so often. Then the
+# host waits for the device alone: the answer to a step's end must not wait for a look.
+_BESIDE = 0.6
+_LOOK_S = 0.0002
 
 
 class EngineThread:
@@ -48,11 +53,11 @@ class EngineThread:
             self._thread.join()
 
     def post(self, call: Callable[[Engine], None]) -> None:
-        """Run `call` between two steps; its errors are logged."""
+        """Run `call` between two steps, or beside one; its errors are logged."""
         self._mailbox.put(call)
 
     def ask(self, call: Callable[[Engine], T]) -> Future[T]:
-        """Run `call` between two steps, unless the future is cancelled before; it has the call's result or its error.
+        """As `post`, unless the future is cancelled before; it has the call's result or its error.
 
         Raises:
             UnavailableError: if the engine has ended.
@@ -80,7 +85,7 @@ class EngineThread:
         busy = True
         while self._take_mail(wait_s=0.0 if busy else self._idle_s()):
             try:
-                busy = self._engine.step()
+                busy = self._engine.step(self._beside)
             except Exception:  # noqa: BLE001 - logged
                 # The engine contains the faults of sessions and models; this is a bug of ours, and must not spin.
                 _log.exception("engine step failed")
@@ -107,6 +112,15 @@ class EngineThread:
         except queue.Empty:
             return True
         return False
+
+    def _beside(self, busy: Callable[[], bool]) -> None:
+        """While a device computes: run what comes in."""
+        until = time.monotonic() + _BESIDE * self._engine.stats.step_s
+        going_on = self._take_mail(wait_s=0.0)
+        while going_on and busy() and time.monotonic() < until:
+            going_on = self._take_mail(wait_s=_LOOK_S)
+        if not going_on:
+            self._mailbox.put(None)  # the step at hand is finished first
 
     def _guard(self, call: Callable[[Engine], None]) -> None:
         try:

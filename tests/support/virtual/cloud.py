@@ -38,6 +38,26 @@ class StepCost:
         return self.base_s + self.row_s * max(0, rows - self.knee)
 
 
+class Flown:
+    """A step that is over when it is launched; the virtual loop's clock knows how long it took."""
+
+    def __init__(self, decision: Decision) -> None:
+        self._decision = decision
+
+    def choose(self, shaping) -> None:
+        """Nothing changes what was recorded."""
+
+    def busy(self) -> bool:
+        return False
+
+    def wait(self) -> Decision:
+        return self._decision
+
+
+def no_logprobs(rows, top: int) -> list:
+    raise AssertionError("nothing was recorded of them")
+
+
 class ScriptedRunner:
     """Stands for `ModelRunner` and its platform: says what was recorded, and takes its time."""
 
@@ -62,9 +82,8 @@ class ScriptedRunner:
     def fault(self, error: Exception) -> InternalError:
         return InternalError(f"the scripted model failed: {error}")
 
-    def decide(self, batch, shaping=None) -> Decision:
-        logits = self.run(batch)
-        return Decision(logits, self.choose(logits, batch.choosing, batch.params), set())
+    def launch(self, batch) -> Flown:
+        return Flown(Decision(self.choose(self.run(batch), batch.choosing, batch.params), set(), no_logprobs))
 
     def choose(self, logits, positions, params) -> list[int]:
         return [self._pair.choose(p.seed, position) for position, p in zip(positions, params, strict=True)]

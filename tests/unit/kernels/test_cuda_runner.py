@@ -23,11 +23,14 @@ from outrider_cloud.kernels.cuda.sampling import CudaSampler
 from outrider_cloud.kernels.layers import TorchLayers
 from outrider_cloud.kernels.layout import Segment
 from outrider_cloud.kernels.platform import cpu_platform
+from outrider_cloud.kernels.sampling import log_probabilities
 from outrider_cloud.model.attention import ATTENTION
 from outrider_cloud.model.decoder import Decoder, is_known
 from outrider_cloud.model.probe import probe_layers
 from outrider_shared.errors import ConfigError
 from outrider_shared.sampling import SamplingParams
+from outrider_shared.sampling.rule_torch import choose
+from outrider_shared.sampling.shape_torch import Shaping, shape
 from support.rig import Rig
 
 COMMON = {
@@ -150,6 +153,76 @@ def test_drafted_answers_are_plain_ones(host, tiny, params):
     assert committed.log[len(prompt) :] == expected
     assert committed.usage.steps <= 6
     rig.engine.pool.check()
+
+
+def random_shaping(rng, rows):
+    """Some rows with penalties, biases, forbidden ends and masks, others with none; tokens may have several of them."""
+    shaping = Shaping()
+    for row in range(rows):
+        if rng.random() < 0.6:
+            ids = rng.choice(96, 12, replace=False).astype(np.int64)
+            counts = rng.integers(0, 3, 12).astype(np.float32)
+            penalties = SamplingParams(repetition_penalty=1.4, frequency_penalty=0.3, presence_penalty=-0.2)
+            shaping.penalties.append((row, ids, counts, penalties))
+        if rng.random() < 0.6:
+            tokens = rng.choice(96, 9, replace=False).tolist()
+            shaping.biases.append((row, [(token, float(rng.uniform(-3, 3))) for token in tokens]))
+            shaping.banned.append((row, [tokens[0], int(rng.integers(0, 96))]))
+        if rng.random() < 0.5:
+            shaping.masks.append((row, rng.integers(1, 1 << 32, 3, dtype=np.uint32)))
+    return shaping
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_step_is_shaped_and_reports_log_probabilities(host, tiny, seed):
+    """Against the torch references over the same logits; only rows that asked can be told of."""
+    rng = np.random.default_rng(seed)
+    runner, _ = make_runner(host, tiny, "llama", row_budget=32)
+    batch = tree_batch(rng, np.arange(64))
+    params = [SamplingParams(0.8 * (row % 3), top_k=30, seed=row) for row in range(7)]
+    batch = replace(batch, params=params, reports={1: 3, 4: 0, 6: 2} if seed % 2 else {})
+    logits, shaping = runner.run(batch).float(), random_shaping(rng, 7) if seed < 3 else None
+    flight = runner.launch(batch)
+    flight.choose(shaping)
+    assert not flight.busy()
+    decision = flight.wait()
+    shaped = logits if shaping is None else shape(logits, shaping)
+    assert decision.chosen == choose(shaped, batch.choosing, params).tolist()
+    assert decision.bad == set()
+    for row, top in batch.reports.items():
+        (told,) = decision.logprobs([row], top)
+        (expected,) = log_probabilities(logits[row : row + 1], [decision.chosen[row]], top)
+        assert told.logprob == pytest.approx(expected.logprob, abs=1e-4)
+        assert [token for token, _ in told.top] == [token for token, _ in expected.top]
+    with pytest.raises(KeyError):
+        decision.logprobs([0], 0)
+
+
+def test_a_step_of_prompts_alone_chooses_nothing(host, tiny):
+    runner, _ = make_runner(host, tiny, "llama", row_budget=32)
+    batch = replace(tree_batch(np.random.default_rng(5), np.arange(64)), sampled=[], choosing=[], params=[])
+    flight = runner.launch(batch)
+    flight.choose(None)
+    assert flight.wait().chosen == []
+
+
+def test_log_probabilities_and_penalties_of_answers_are_those_of_the_references(host, tiny):
+    """Whole answers through the engine: the reports of the kernels' steps against the torch platform's."""
+    told = {}
+    params = SamplingParams(temperature=0.7, seed=4, repetition_penalty=1.2, logit_bias=((7, 2.0),))
+    for name in ("kernels", "torch"):
+        runner, config = make_runner(host, tiny, "llama", exact=True, buckets=(16,))
+        if name == "torch":
+            runner = ModelRunner(runner.loaded, cpu_platform(exact=True), config)
+        rig = Rig(runner.loaded, kv_tokens=512)
+        rig.engine = Engine(runner, config)
+        session = rig.open([3, 1, 4], 6, params, ignore_eos=True, logprobs=True, top_logprobs=2)
+        rig.run()
+        told[name] = [report for commit in rig.commits(session) for report in commit.logprobs]
+    assert len(told["kernels"]) == len(told["torch"]) == 6
+    first, reference = told["kernels"][0], told["torch"][0]
+    assert first.logprob == pytest.approx(reference.logprob, abs=0.1)
+    assert [round(value, 1) for _, value in first.top] == pytest.approx([v for _, v in reference.top], abs=0.2)
 
 
 def test_exact_buckets_are_found_on_the_kernels(host, tiny):

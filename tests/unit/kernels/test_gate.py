@@ -26,7 +26,6 @@ VARIANTS = [
     source.sampling_variant(torch.bfloat16),
     source.layers_variant(torch.float16),
     source.kv_variant(torch.bfloat16),
-    source.accept_variant(),
 ]
 
 

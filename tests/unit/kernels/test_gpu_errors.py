@@ -212,10 +212,10 @@ def test_kernels_that_cupy_cannot_compile(card, monkeypatch):
     properties = type("Properties", (), {"multi_processor_count": 132, "shared_memory_per_block_optin": 227 << 10})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     launcher = gpu.GpuLauncher(CUDA)
-    from outrider_cloud.kernels.cuda.source import accept_variant
+    from outrider_cloud.kernels.cuda.source import kv_variant
 
-    with pytest.raises(ConfigError, match=r"cannot compile the kernels of accept here: libnvrtc.*kernels check"):
-        launcher._kernel(accept_variant(), "accept_walk")
+    with pytest.raises(ConfigError, match=r"cannot compile the kernels of kv here: libnvrtc.*kernels check"):
+        launcher._kernel(kv_variant(torch.bfloat16), "kv_move")
 
 
 def test_the_outline_knows_the_layers_and_their_memory(tiny_folder, tiny):

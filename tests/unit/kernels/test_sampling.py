@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from outrider_cloud.kernels.cuda.sampling import CudaSampler, Extras, RowEdit
+from outrider_cloud.kernels.cuda.sampling import CudaSampler, Extras, RowEdit, edit_rows
 from outrider_shared.sampling import SamplingParams
 from outrider_shared.sampling.rule import choose, filtered_scores
 
@@ -116,7 +116,7 @@ def test_edits_and_masks_come_before_the_rule(host):
     padded = np.zeros(-(-VOCABULARY // 32) * 32, np.bool_)
     padded[:VOCABULARY] = allowed
     mask = np.packbits(padded, bitorder="little").view(np.uint32)
-    extras = Extras(edits=edits, masks=[None, mask, None, mask])
+    extras = Extras(edits=[edit_rows(row) for row in edits], masks=[None, mask, None, mask])
     choices = small(host).sample(logits, [1, 2, 3, 4], params, extras)
     for row in range(4):
         z = logits[row].float().numpy().copy()

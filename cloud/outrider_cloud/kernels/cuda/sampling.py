@@ -13,15 +13,17 @@ from outrider_shared.errors import ModelError
 from outrider_shared.sampling.philox import split_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from numpy.typing import NDArray
 
     from outrider_cloud.kernels.cuda.launch import Launcher
     from outrider_shared.sampling import SamplingParams
+    from outrider_shared.sampling.shape_torch import Shaping
 
 # Of `Record` in sampling.cu.
 WORDS = 12
+_NO_EDITS = np.zeros((0, 5), np.int32)
 # Of `Shared` in sampling.cu, rounded up; behind it lie the row's scores, a float each.
 _SHARED_BYTES = 33 * 1024
 _MOST_SHARED_BYTES = 227 * 1024
@@ -29,7 +31,7 @@ _MOST_SHARED_BYTES = 227 * 1024
 
 @dataclass(frozen=True)
 class RowEdit:
-    """What penalties and a bias do to one token's logit, in the order of `outrider_shared.sampling.shape`.
+    """What penalties and a bias do to one token's logit; `edit_rows` makes a table of them.
 
     Attributes:
         token: Its id.
@@ -53,13 +55,13 @@ class Extras:
     Attributes:
         logprobs: Per row, whether the log-probability of the choice is wanted.
         top_n: Likeliest tokens to tell for these rows.
-        edits: Per row.
+        edits: Per row, [edits, 5] int32 of `edit_rows`; a row names a token once at most.
         masks: Per row, [ceil(vocabulary / 32)] uint32 with a bit for each allowed token, or None.
     """
 
     logprobs: Sequence[bool] = ()
     top_n: int = 0
-    edits: Sequence[Sequence[RowEdit]] = ()
+    edits: Sequence[NDArray[np.int32]] = ()
     masks: Sequence[NDArray[np.uint32] | None] = ()
 
 
@@ -104,11 +106,66 @@ def records(
     return table
 
 
-def edit_table(edits: Sequence[Sequence[RowEdit]]) -> NDArray[np.int32]:
-    """[edits, 5] int32, rows one after the other, floats by their bits; at least one line."""
-    flat = [edit for row in edits for edit in row] or [RowEdit(0)]
-    table = np.array([[edit.token, 0, 0, 0, 0] for edit in flat], np.int32)
-    table.view(np.float32)[:, 1:] = [(edit.repetition, edit.frequency, edit.presence, edit.bias) for edit in flat]
+def edit_rows(edits: Sequence[RowEdit]) -> NDArray[np.int32]:
+    """[edits, 5] int32: token, then repetition, frequency, presence and bias by their bits."""
+    table = np.zeros((len(edits), 5), np.int32)
+    table[:, 0] = [edit.token for edit in edits]
+    floats = [(edit.repetition, edit.frequency, edit.presence, edit.bias) for edit in edits]
+    table.view(np.float32)[:, 1:] = np.asarray(floats, np.float32).reshape(-1, 4)
+    return table
+
+
+def edit_table(edits: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
+    """[edits, 5] int32, rows one after the other; at least one line."""
+    return np.concatenate(edits) if any(len(row) for row in edits) else np.zeros((1, 5), np.int32)
+
+
+def extras_of(shaping: Shaping | None, rows: int, asked: Collection[int], top_n: int) -> Extras | None:
+    """What the kernel is told of a step's changes and of the rows whose log-probabilities are wanted.
+
+    Args:
+        shaping: The changes, in the order of `outrider_shared.sampling.shape`; None changes nothing.
+        rows: Of the step.
+        asked: Rows whose log-probabilities are wanted.
+        top_n: Likeliest tokens to tell for these.
+    """
+    if shaping is None and not asked:
+        return None
+    masks: list[NDArray[np.uint32] | None] = [None] * rows
+    edits = [_NO_EDITS] * rows
+    if shaping is not None:
+        for row, mask in shaping.masks:
+            masks[row] = mask
+        penalties = {row: (ids, counts, params) for row, ids, counts, params in shaping.penalties}
+        biases = dict(shaping.biases)
+        bans = dict(shaping.banned)
+        for row in penalties.keys() | biases.keys() | bans.keys():
+            edits[row] = _edits(penalties.get(row), biases.get(row, ()), bans.get(row, ()))
+    return Extras([row in asked for row in range(rows)], top_n, edits, masks)
+
+
+def _edits(
+    penalty: tuple[NDArray[np.int64], NDArray[np.float32], SamplingParams] | None,
+    bias: Sequence[tuple[int, float]],
+    banned: Sequence[int],
+) -> NDArray[np.int32]:
+    ids = penalty[0] if penalty is not None else np.zeros(0, np.int64)
+    more = np.asarray([*(token for token, _ in bias), *banned], np.int64)
+    added = np.setdiff1d(more, ids)
+    table = np.zeros((len(ids) + len(added), 5), np.int32)
+    floats = table.view(np.float32)
+    table[: len(ids), 0], table[len(ids) :, 0] = ids, added
+    floats[:, 1] = 1.0
+    if penalty is not None:
+        _, counts, params = penalty
+        floats[: len(ids), 1] = params.repetition_penalty
+        floats[: len(ids), 2] = np.float32(params.frequency_penalty) * counts
+        floats[: len(ids), 3] = np.float32(params.presence_penalty) * (counts > 0)
+    if len(more):
+        order = np.argsort(table[:, 0])
+        places = order[np.searchsorted(table[:, 0], more, sorter=order)]
+        floats[places[: len(bias)], 4] = [value for _, value in bias]
+        floats[places[len(bias) :], 4] = -np.inf
     return table
 
 

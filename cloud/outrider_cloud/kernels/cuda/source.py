@@ -96,14 +96,8 @@ def sampling_variant(dtype: torch.dtype, ranks: int = RANKS, threads: int = THRE
     return replace(variant, much_shared=True)
 
 
-def accept_variant() -> Variant:
-    """The accept walk; it sees no floats."""
-    return _variant("accept", torch.bfloat16, (("accept_walk", 1),))
-
-
 def variants() -> Iterator[Variant]:
     """Every module that there is."""
-    yield accept_variant()
     for dtype in DTYPES:
         yield from (attention_variant(head, dtype) for head in HEAD_SIZES)
         yield from (layers_variant(dtype), kv_variant(dtype), sampling_variant(dtype))
