@@ -83,7 +83,7 @@ class Engine:
         self._step_began = self._busy_since = 0.0
         self._stop_of = runner.loaded.eos
         self._shaper = Shaper(runner.loaded.eos)
-        self._ledger = Ledger(self.drafts)
+        self._ledger = Ledger()
 
     @property
     def pool(self) -> BlockPool:
@@ -223,7 +223,7 @@ class Engine:
 
     def tell(self) -> None:
         """Send the events of what was committed, and learn from it."""
-        self._ledger.close()
+        self._ledger.close(self.drafts)
 
     def _plan(self) -> list[Work]:
         """What the next step runs, with its memory; empty if there is nothing to do."""

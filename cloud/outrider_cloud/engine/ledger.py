@@ -40,22 +40,21 @@ class Entry:
 
 
 class Ledger:
-    """Entries in the order of their commits.
+    """Entries in the order of their commits."""
 
-    Args:
-        drafts: Learns from what steps say of its nodes.
-    """
-
-    def __init__(self, drafts: CloudDrafts) -> None:
-        self._drafts = drafts
+    def __init__(self) -> None:
         self._entries: list[Entry] = []
 
     def add(self, entry: Entry) -> None:
         """Keep it until `close`."""
         self._entries.append(entry)
 
-    def close(self) -> None:
-        """Tell and learn from all entries: events first, devices wait for them."""
+    def close(self, drafts: CloudDrafts) -> None:
+        """Tell and learn from all entries: events first, devices wait for them.
+
+        Args:
+            drafts: Learns from what steps say of its nodes.
+        """
         entries, self._entries = self._entries, []
         for entry in entries:
             _account(entry)
@@ -63,7 +62,7 @@ class Ledger:
         for entry in entries:
             judged = judge(entry.work.nodes, entry.offsets)
             entry.work.session.learn(judged, len(entry.origins))
-            self._drafts.learn(judged)
+            drafts.learn(judged)
 
 
 def _account(entry: Entry) -> None:
