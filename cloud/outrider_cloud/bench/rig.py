@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from outrider_cloud.engine.config import EngineConfig
-from outrider_cloud.engine.cuda_runner import CudaRunner, as_graph
+from outrider_cloud.engine.cuda_runner import CudaRunner
 from outrider_cloud.engine.engine import Engine
 from outrider_cloud.engine.events import Request
 from outrider_cloud.engine.runner import ModelRunner
@@ -25,34 +24,9 @@ from outrider_wire.v1 import verifier_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import torch
+
     from outrider_cloud.model.loading import LoadedModel
-
-T = TypeVar("T")
-
-
-class Meter:
-    """Captures steps as graphs, and tells how long the last replay took on the card."""
-
-    def __init__(self) -> None:
-        self._start, self._end = (_event() for _ in range(2))
-
-    def __call__(self, compute: Callable[[], T]) -> Callable[[], T]:
-        """See `engine.cuda_runner.Capture`."""
-        replay = as_graph(compute)
-
-        def timed() -> T:
-            self._start.record()
-            result = replay()
-            self._end.record()
-            return result
-
-        return timed
-
-    @property
-    def seconds(self) -> float:
-        """Of the last replay."""
-        self._end.synchronize()
-        return float(self._start.elapsed_time(self._end)) / 1e3
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +35,7 @@ class StepTime:
 
     Attributes:
         wall: From call to return.
-        inside: Of that, the model's forward; on a card the graph's time on the device.
+        inside: Of that, the model's forward; on a card the device's time, from the first copy to the last.
         rows, tokens: Run, committed.
     """
 
@@ -81,11 +55,9 @@ class Rig:
     """
 
     def __init__(self, loaded: LoadedModel, device: torch.device, config: EngineConfig) -> None:
-        self._meter = Meter() if device.type == "cuda" else None
         self.runner: ModelRunner
-        if self._meter is not None:
-            platform = cuda_platform(GpuLauncher(device), config.block_size)
-            self.runner = CudaRunner(loaded, platform, config, self._meter)
+        if device.type == "cuda":
+            self.runner = CudaRunner(loaded, cuda_platform(GpuLauncher(device), config.block_size), config)
         else:
             self.runner = ModelRunner(loaded, cpu_platform(exact=config.exact), config)
         self.engine = Engine(self.runner, config)
@@ -131,8 +103,7 @@ class Rig:
         started = time.perf_counter()
         self.engine.step()
         wall = time.perf_counter() - started
-        inside = self.runner.forward_s - forward if self._meter is None else self._meter.seconds
-        return StepTime(wall, inside, stats.rows - rows, stats.committed - committed)
+        return StepTime(wall, self.runner.forward_s - forward, stats.rows - rows, stats.committed - committed)
 
     def _draft(self, drafts: Callable[[int, list[int]], Sequence[int]]) -> None:
         vocabulary = self.runner.loaded.vocabulary
@@ -164,10 +135,6 @@ def engine_config(sessions: int, tokens: int, drafts: int, buckets: tuple[int, .
     return EngineConfig(
         kv_tokens=sessions * each + 4 * block, max_draft_rows=max(1, drafts), max_sessions=sessions, **exact
     )
-
-
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def _ignore(_: object) -> None:
