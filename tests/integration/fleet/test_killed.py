@@ -53,7 +53,7 @@ def test_a_roll_out_outlives_its_broker_and_its_controller(home, tmp_path):
         with serving(home) as service:
             until(service, "/overview", lambda seen: seen["online"] == DEVICES)
             stages = [{"percent": 50, "soak_s": 0}, {"percent": 100, "soak_s": 0}]
-            wanted = {"name": "r", "target": "draft/int8/next-1.tar", "per_minute": 60, "growth": 1}
+            wanted = {"name": "r", "target": "draft/int8/next-1.tar", "per_minute": 120, "growth": 1}
             service.send("POST", "/rollouts", {**wanted, "stages": stages, "control_percent": 0, "gates": GATES})
             service.send("POST", "/rollouts/r/submit", None)
             until(service, "/rollouts/r", lambda row: row["counts"].get("committed", 0) >= 1)
