@@ -6,6 +6,9 @@ from typing import Any
 
 import zstandard
 
+from outrider_cloud.train.home import asides
+from outrider_cloud.train.home.rows import FILE
+
 SYSTEM = """You are 'Al', a helpful AI Assistant that controls the devices in a house. Complete the following task.
 The current time and date is 7:40 AM on Sunday, April 28 2024
 Devices:
@@ -37,3 +40,18 @@ def write_rows(path: Path, rows: list[Any]) -> None:
     """Write rows (text as it is, others as JSON) to a compressed file."""
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     path.write_bytes(zstandard.compress("\n".join(lines).encode()))
+
+
+def write_home_data(folder: Path, requests: int = 400) -> Path:
+    """The whole data folder: rows of two tools, some asked twice in other letters; dialogues and pages."""
+    on, opened = ("HassTurnOn", {"name": "Kitchen Lights"}), ("HassTurnOn", {"name": "Kitchen Blinds"})
+    asked = [f"turn on the kitchen lights, number {n}" for n in range(requests)]
+    asked += [text.upper() for text in asked]
+    rows = [home_row(text, "Sure.", on) for text in asked]
+    rows += [home_row(f"open the kitchen blinds, number {n}", "Sure.", opened) for n in range(requests // 2)]
+    write_rows(folder / FILE, rows)
+    turns = [[{"role": "user", "text": f"{n} lattes"}, {"role": "agent", "text": "Sure."}] for n in range(300)]
+    write_rows(folder / asides.TASKMASTER_FILE, [{"set": "coffee", "turns": each} for each in turns])
+    pages = [{"page": f"c/{n}", "text": f"# tool{n}\n\n> Do {n}.\n"} for n in range(300)]
+    write_rows(folder / asides.TLDR_FILE, pages)
+    return folder

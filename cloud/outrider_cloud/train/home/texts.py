@@ -1,6 +1,5 @@
 """All texts of the bundled pair: read, cleaned, split into those to learn from and those held out."""
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,6 @@ class Texts:
     held_out: list[HomeRow]
     taskmaster: list[Chat]
     tldr: list[Chat]
-    dropped: Counter[str]
 
     def chats(self, epoch: int) -> list[Chat]:
         """One pass: all smart-home chats with this pass's houses, and a rotating share of the help data."""
@@ -32,6 +30,6 @@ class Texts:
 
 def read_texts(data: Path) -> Texts:
     """Read and clean everything. Raises CorpusError."""
-    rows, dropped = read_home(data)
+    rows, _dropped = read_home(data)
     training, held_out = split(rows)
-    return Texts(training, held_out, asides.read_taskmaster(data), asides.read_tldr(data), dropped)
+    return Texts(training, held_out, asides.read_taskmaster(data), asides.read_tldr(data))

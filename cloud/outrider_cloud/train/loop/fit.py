@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from outrider_cloud.train.loop.compiling import compiled
 from outrider_cloud.train.loop.config import FitConfig
+from outrider_cloud.train.loop.halves import Halves
 from outrider_cloud.train.loop.losses import computing
 from outrider_cloud.train.loop.meter import Meter, progress_bar
 from outrider_cloud.train.loop.optimizers import make_optimizers
@@ -48,7 +49,6 @@ class BatchSource(Protocol):
 
 LossOf = Callable[[nn.Module, Batch], Tensor]
 Validate = Callable[[nn.Module], dict[str, float]]
-OnCheckpoint = Callable[[nn.Module, int], None]
 
 
 class _Loss(nn.Module):
@@ -62,25 +62,6 @@ class _Loss(nn.Module):
         return self._loss_of(self.model, batch)
 
 
-class _Halves:
-    """Gradients of a step's first half, put by until those of the second are there: the order in which two add."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._first: list[Tensor | None] = []
-
-    def put_by(self) -> None:
-        """Keep the gradients so far, and begin anew."""
-        self._first = [parameter.grad for parameter in self._model.parameters()]
-        self._model.zero_grad(set_to_none=True)
-
-    def join(self) -> None:
-        """Add the first half to the second."""
-        for parameter, first in zip(self._model.parameters(), self._first, strict=True):
-            if first is not None:
-                parameter.grad = first if parameter.grad is None else first.add_(parameter.grad)
-
-
 class Fit:
     """One run of training: `run()` goes from the last checkpoint, if there is one, to the last step."""
 
@@ -92,7 +73,6 @@ class Fit:
         config: FitConfig,
         folder: Path,
         validate: Validate | None = None,
-        on_checkpoint: OnCheckpoint | None = None,
         world: World | None = None,
     ) -> None:
         self.world = world or World()
@@ -107,7 +87,6 @@ class Fit:
         self.config = config
         self.batches = batches
         self._validate = validate
-        self._on_checkpoint = on_checkpoint
         self._folder = folder
         self._optimizers = make_optimizers(model, config)
         self._peaks = [[group["lr"] for group in o.param_groups] for o in self._optimizers]
@@ -167,7 +146,7 @@ class Fit:
         mine = [self.batches.batch(first + i).to(world.device) for i in range(*bounds)]
         weights = [float(batch.weight[:, 1:].sum()) for batch in mine]
         whole = world.total(sum(weights))
-        total, halves = 0.0, _Halves(self.model) if world.size == 1 and count > 2 else None
+        total, halves = 0.0, Halves(self.model) if world.size == 1 and count > 2 else None
         for index, (batch, weight) in enumerate(zip(mine, weights, strict=True)):
             if halves is not None and index == count // 2:
                 halves.put_by()
@@ -195,8 +174,6 @@ class Fit:
                 "stopped": self.stopped,
             }
             _write(state, self.checkpoint)
-            if self._on_checkpoint is not None:
-                self._on_checkpoint(self.model, self.step)
         self.world.wait()
 
     def resume(self) -> None:

@@ -9,33 +9,19 @@ import pytest
 from click.testing import CliRunner
 
 from outrider_cloud.train.cli import train
-from outrider_cloud.train.home import asides
 from outrider_cloud.train.home.requests import choose_requests, held_out_requests
-from outrider_cloud.train.home.rows import FILE, read_home, split
+from outrider_cloud.train.home.rows import read_home, split
 from outrider_cloud.train.texts.corpus import is_held_out
-from unit.train.rows import home_row, write_rows
+from unit.train.rows import write_home_data
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-ON = ("HassTurnOn", {"name": "Kitchen Lights"})
-OPEN = ("HassTurnOn", {"name": "Kitchen Blinds"})
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Rows of two tools, some of them asked twice in other letters; dialogues and pages."""
-    asked = [f"turn on the kitchen lights, number {n}" for n in range(400)]
-    asked += [text.upper() for text in asked]
-    rows = [home_row(text, "Sure.", ON) for text in asked]
-    rows += [home_row(f"open the kitchen blinds, number {n}", "Sure.", OPEN) for n in range(200)]
-    write_rows(tmp_path / FILE, rows)
-    turns = [[{"role": "user", "text": f"{n} lattes"}, {"role": "agent", "text": "Sure."}] for n in range(300)]
-    write_rows(tmp_path / asides.TASKMASTER_FILE, [{"set": "coffee", "turns": each} for each in turns])
-    write_rows(
-        tmp_path / asides.TLDR_FILE, [{"page": f"c/{n}", "text": f"# tool{n}\n\n> Do {n}.\n"} for n in range(300)]
-    )
-    return tmp_path
+    return write_home_data(tmp_path)
 
 
 def asked(request: dict) -> str:
