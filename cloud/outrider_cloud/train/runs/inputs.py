@@ -33,7 +33,11 @@ def source_of(
         if len(data) != 1 or not data[0].is_dir():
             raise ConfigError("the smart-home data is one folder", hint="--data DIR")
         return HomeSource(read_texts(data[0]), tokenizer, config.longest)
-    if config.source == "nothing" or not data:
+    if config.source == "nothing" and data:
+        raise ConfigError(
+            "--data would not be read: data.source is 'nothing'", hint="leave it out, or --set data.source=files"
+        )
+    if not data:
         return NoSource(tuple((start,) for start in starts) or ((0,),))
     if config.source != "files":
         raise ConfigError(f"data.source is {config.source!r}", hint="files, smart-home or nothing")

@@ -10,10 +10,11 @@ from click.testing import CliRunner
 
 from outrider_cloud.train import preflight
 from outrider_cloud.train.cli import train
-from outrider_cloud.train.settings import DraftRecipe, TargetRecipe, parse_set, read_recipe
+from outrider_cloud.train.runs.inputs import source_of
+from outrider_cloud.train.settings import DataConfig, DraftRecipe, TargetRecipe, parse_set, read_recipe
 from outrider_cloud.train.texts.corpus import CorpusError
 from outrider_cloud.train.texts.documents import Reading, read_documents
-from outrider_cloud.train.texts.sources import FileSource
+from outrider_cloud.train.texts.sources import FileSource, NoSource
 from outrider_shared.errors import ConfigError, MismatchError, ModelError
 from unit.train.toys import toy_model, toy_tokenizer, write_folder, write_texts
 
@@ -45,6 +46,13 @@ def test_bytes_that_are_no_text_are_a_broken_line(tmp_path: Path):
     with pytest.raises(CorpusError, match=r"a.txt:3: not UTF-8"):
         list(read_documents([tmp_path / "a.txt"], Reading()))
     assert [d.text for d in read_documents([tmp_path / "a.txt"], Reading(skip_broken=True))] == ["good", "fine"]
+
+
+def test_data_that_a_recipe_would_not_read_is_refused(tmp_path: Path):
+    data = write_texts(tmp_path / "a.jsonl", 3)
+    with pytest.raises(ConfigError, match=r"--data would not be read: data.source is 'nothing' .*data.source=files"):
+        source_of(DataConfig(source="nothing"), [data], toy_tokenizer(), "", Reading(), [0])
+    assert isinstance(source_of(DataConfig(source="nothing"), [], toy_tokenizer(), "", Reading(), [0]), NoSource)
 
 
 def test_held_out_texts_are_never_trained_on(tmp_path: Path):
