@@ -1,7 +1,8 @@
 """Spreads bursts: tokens that came at once leave one by one, evenly, up to about when the next burst is due.
 
 Accepted drafts come in bursts of several tokens per round trip, which reads as a stutter on slow links. The price is
-told: a token waits for at most one interval between bursts, `most_s` at the worst; the last burst leaves at once.
+told: a token waits for at most one interval between bursts, `most_s` at the worst, those of the last burst, too. The
+first burst leaves at once, since nobody knows yet when the next is due.
 """
 
 from __future__ import annotations

@@ -149,7 +149,6 @@ async def smoothed(steps: AsyncGenerator[Delta | End]) -> AsyncGenerator[Delta |
             burst = [await inbox.get()]
             while not inbox.empty():
                 burst.append(inbox.get_nowait())
-            last = not isinstance(burst[-1], Delta)
             count = sum(map(_shown, burst))
             times = iter(pacer.burst(clock(), count) if count else ())
             for step in burst:
@@ -159,7 +158,7 @@ async def smoothed(steps: AsyncGenerator[Delta | End]) -> AsyncGenerator[Delta |
                     raise step
                 # What drafting did is told between tokens, and is nothing that a reader waits for.
                 at = next(times) if _shown(step) else 0.0
-                if not last and at > clock():
+                if at > clock():
                     await asyncio.sleep(at - clock())
                 yield step
     finally:
