@@ -26,7 +26,7 @@ from typing import IO, TYPE_CHECKING, Any
 import structlog
 
 from outrider_edge.agent.config import AgentConfig
-from outrider_edge.agent.disk import Disk
+from outrider_edge.agent.disk import Disk, finished
 from outrider_edge.agent.update.http import new_pool
 from outrider_edge.agent.update.slots import Slots
 from outrider_edge.agent.update.trust import Catalogue
@@ -102,7 +102,7 @@ class Aside:
             answer = pickle.loads(await process.stdout.readexactly(length))  # noqa: S301 - our own child wrote it
             if not isinstance(answer, Share):
                 return answer
-            progress(answer.done)
+            await finished(progress, answer.done)  # it writes
 
     async def _ended(self) -> int:
         """End it; returns its status."""
