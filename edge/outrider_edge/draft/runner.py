@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,8 +39,8 @@ class ThreadRunner:
 
     def __init__(self, *, threaded: bool = True) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="draft") if threaded else None
-        # Unknown at first, and the first pass reads the whole prompt.
-        self._pass_s: dict[int, float] = {}
+        # Unknown at first, and the first pass reads the whole prompt. What is known of a drafter goes with it.
+        self._pass_s: WeakKeyDictionary[Drafter, float] = WeakKeyDictionary()
 
     async def propose(
         self, drafter: Drafter, tokens: Sequence[int], params: SamplingParams, width: int
@@ -47,17 +48,13 @@ class ThreadRunner:
         """See `DraftRunner`."""
         loop = asyncio.get_running_loop()
         started = loop.time()
-        if self._executor is None or self._pass_s.get(id(drafter), INLINE_S) < INLINE_S:
+        if self._executor is None or self._pass_s.get(drafter, INLINE_S) < INLINE_S:
             guess = drafter.propose(tokens, params, width)
         else:
             guess = await loop.run_in_executor(self._executor, drafter.propose, tokens, params, width)
         taken_s = loop.time() - started
-        self._pass_s[id(drafter)] = taken_s
+        self._pass_s[drafter] = taken_s
         return guess, taken_s
-
-    def forget(self, drafter: Drafter) -> None:
-        """That drafter's session ended."""
-        self._pass_s.pop(id(drafter), None)
 
     def close(self) -> None:
         """See `DraftRunner`; waits for the pass at hand."""
