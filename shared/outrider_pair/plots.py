@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _DPI = 120
 _SIZE = (6.0, 3.7)  # inches
+_COLUMN = 4  # names of a legend in one column at most
 _COLOURS = ("#2364aa", "#e4572e", "#17924b", "#8a4fbf", "#c48a00", "#4d5560")
 
 
@@ -92,6 +93,7 @@ def draw_bars(path: Path, series: Sequence[Series], *, title: str, y: str) -> Pa
         for number, (colour, each) in enumerate(zip(_colours(len(series)), series, strict=True)):
             places = [i + (number - (len(series) - 1) / 2) * width for i in range(len(each.x))]
             axes.bar(places, each.y, width * 0.92, yerr=each.errors, capsize=2, color=colour, label=each.name)
+        axes.margins(y=0.35)  # room for the legend, above the bars
         names = [str(name) for name in series[0].x]
         axes.set_xticks(range(len(names)), names)
     return path
@@ -106,7 +108,7 @@ def _axes(path: Path, title: str, x: str, y: str) -> Iterator[Any]:
         axes.set(title=title, xlabel=x, ylabel=y)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize="small", frameon=False)
+        axes.legend(fontsize="small", frameon=False, ncols=1 + (len(axes.get_legend_handles_labels()[1]) > _COLUMN))
         figure.tight_layout()
         # Without the version of matplotlib in it, the same figures give the same file.
         figure.savefig(path, dpi=_DPI, metadata={"Software": None})

@@ -4,10 +4,14 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+# While the first process lets the target write texts, the others wait for hours; torchrun ends them when it dies.
+_PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def joined() -> Iterator[World]:
     if size == 1:
         yield World(device=device)
         return
-    dist.init_process_group("nccl" if cuda else "gloo")
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE, device_id=device if cuda else None)
     try:
         yield World(dist.get_rank(), size, device)
     finally:
