@@ -57,6 +57,7 @@ class DraftAhead:
         self._stop = threading.Event()
         self._worth = _Worth()
         self._began: float | None = None
+        self._rested: float | None = None
         self.rounds = self.useful = 0
 
     @property
@@ -73,15 +74,26 @@ class DraftAhead:
         self._growths = growths()
         if self._growths:
             self._stop.clear()
+            self._rested = None
             until = self._began + step_s - self._model.round_s
             self._task = self._executor.submit(self._run, self._growths, until)
 
     def end(self, *, alike: bool) -> None:
         """The step is over: no further round. `alike`: its time may be compared with others' (no prompts)."""
         self._stop.set()
+        self._book()
         if alike and self._began is not None:
             self._worth.step(self._clock() - self._began, helped=self.running)
         self._began = None
+
+    def _book(self) -> None:
+        """A session's cloud time counts its share of the helper's, as far as the step's end."""
+        if self._task is None or self._began is None:
+            return
+        now = self._clock()
+        worked_s = (now if self._rested is None else min(now, self._rested)) - self._began
+        for growth in self._growths:
+            growth.session.usage.busy_us += round(1e6 * worked_s / len(self._growths))
 
     def gather(self) -> None:
         """Hang up what was guessed; waits for a round that still runs.
@@ -98,6 +110,12 @@ class DraftAhead:
         self._worth.saved(used / len(self._growths) * self._model.round_s)
 
     def _run(self, growths: Sequence[Growth], until: float) -> None:
+        try:
+            self._guess(growths, until)
+        finally:
+            self._rested = self._clock()
+
+    def _guess(self, growths: Sequence[Growth], until: float) -> None:
         while not self._stop.is_set() and self._clock() <= until:
             asking = [growth for growth in growths if growth.reach > 0.0]
             if not asking:

@@ -35,7 +35,7 @@ _MEDIUM = {"rtt": "0,10,25,50,100,200", "step_ms": "real,10,25,50", "count": 6, 
 _NOTES = [
     "paced engines are labelled so: they sleep until a step took its time, to stand in for a larger model",
     "tokens/s counts from the call to the last token; prompts are in the cloud's prefix cache, connections are up",
-    "cloud_busy_ms_per_token is measured by the engine: the session's share of the time of its steps, and of the cloud's own drafting",
+    "cloud_busy_ms_per_token is measured by the engine: the session's share of its steps, and of the cloud's own drafting",
     "a co-located drafter keeps the cloud busy too: its draft time counts as cloud busy time",
     "methods with +draft talk to a cloud with a draft model beside the target (--cloud-draft); it drafts on the engine's own time",
     "cloud_cpu_ms_per_token is measured: processor time of the cloud's process, without a co-located drafter's; paced steps sleep",

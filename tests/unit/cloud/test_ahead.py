@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 import time
+from concurrent.futures import wait
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -166,6 +167,22 @@ def test_a_round_is_begun_only_if_it_ends_before_the_step(step_s: float, rounds:
     assert model.rounds == rounds
 
 
+def test_the_cloud_time_of_sessions_counts_their_helper_until_the_step_ends():
+    """In equal parts, whether or not what it guessed is of use; nothing where this step went without one."""
+    sessions, model = [session_of([1], "a"), session_of([1], "b")], Slow(0.001)
+    ahead = DraftAhead(model, Calibrations(), model.clock)
+    ahead.begin(lambda: [Growth(session, 16, 0.0) for session in sessions], 0.0045)
+    wait([ahead._task])
+    model.now = 0.0045  # the helper has rested since its fourth round
+    ahead.end(alike=True)
+    assert model.rounds == 4
+    assert [session.usage.busy_us for session in sessions] == [2000, 2000]
+    ahead.gather()
+    ahead.begin(lambda: [Growth(session, 16, 0.0) for session in sessions], 0.0005)
+    ahead.end(alike=True)
+    assert [session.usage.busy_us for session in sessions] == [2000, 2000]
+
+
 def test_time_without_end_is_not_filled():
     """A clock that stands still, as in the simulator; or a step of seconds."""
     model = Slow(0.0)
@@ -241,7 +258,7 @@ def test_drafting_beside_real_steps_changes_no_token(tiny: LoadedModel, tiny_fol
     run = rig.runner.run
 
     def slowly(batch, bucket=0):
-        time.sleep(0.02)
+        time.sleep(max(0.02, 5.0 * model.round_s))
         return run(batch, bucket)
 
     rig.runner.run = slowly
