@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Model types that `outrider pack` is known to export.
 EXPORTED = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
 _CHECKPOINTS = 2 * 3  # one there, one being written; each with weights and two moments
+_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _SPARE_BYTES = 64 << 20
 
 
@@ -60,6 +61,14 @@ def check_student(folder: Path, target: Path) -> None:
             f"the tokenizer of {folder} is not that of {target}",
             hint="a draft must speak the target's tokens: start from scratch, or by pruning the target",
         )
+
+
+def check_shape(shape: dict[str, Any]) -> None:
+    """A draft from scratch has its sizes told: transformers' own are of seven billion weights. Raises ConfigError."""
+    lacking = [name for name in _SIZES if name not in shape]
+    if lacking:
+        told = ", ".join(f"student.shape.{name}" for name in lacking)
+        raise ConfigError(f"a draft from scratch needs {told}", hint="tell them in the recipe, or --init prune")
 
 
 def check_export(model_type: str) -> None:

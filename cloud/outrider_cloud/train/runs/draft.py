@@ -97,6 +97,8 @@ class DraftRun:
             preflight.check_student(_folder(student.init), self.target)
         else:
             preflight.check_export(text.model_type if student.init == "prune" else "llama")
+        if student.init == "scratch":
+            preflight.check_shape(student.shape)
         longest = self.recipe.data.longest
         if longest > text.max_position_embeddings:
             raise ConfigError(f"data.longest is {longest}, the target's context {text.max_position_embeddings}")

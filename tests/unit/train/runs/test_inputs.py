@@ -124,6 +124,13 @@ def test_a_draft_that_no_pack_can_hold_is_refused():
         preflight.check_export("bitnet")
 
 
+def test_a_draft_from_scratch_has_its_sizes_told():
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    with pytest.raises(ConfigError, match=r"scratch needs student\.shape\.intermediate_size \("):
+        preflight.check_shape(shape)
+    preflight.check_shape({**shape, "intermediate_size": 172})
+
+
 def test_a_target_is_trained_and_pruned_by_the_commands(tmp_path: Path):
     data = write_texts(tmp_path / "texts.jsonl", 400)
     write_folder(toy_model(0), tmp_path / "toy")
