@@ -39,10 +39,11 @@ class Node:
         dead: Whether its path disagrees with the log.
         guess: The drafter's guess whose best token this is; None for a second best, and for the edge's nodes in the
             cloud.
-        survival: In the cloud, of a node of its own: probability that it is right if its parent is; else None.
+        survival: Probability that it is right if its parent is; None for the edge's nodes in the cloud.
+        depth: At the edge, how far below the frontier it was drafted: 1 for the next token.
     """
 
-    __slots__ = ("children", "dead", "guess", "number", "parent", "position", "survival", "token")
+    __slots__ = ("children", "dead", "depth", "guess", "number", "parent", "position", "survival", "token")
 
     def __init__(self, number: int, token: int, position: int, parent: Node | None) -> None:
         self.number = number
@@ -53,6 +54,7 @@ class Node:
         self.dead = False
         self.guess: Guess | None = None
         self.survival: float | None = None
+        self.depth = 0
 
 
 class DraftTree:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from outrider_edge.draft.held import Held
+from outrider_edge.draft.runtime import MAX_ROWS
 from outrider_shared.sampling.rule import Guess, guess
 from outrider_shared.sampling.shape import shaped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from outrider_edge.draft.runtime import DraftRuntime
     from outrider_shared.sampling import SamplingParams
+
+# Slots of branches that are kept in case they are gone on with.
+_MOST_SPARE = 96
 
 
 class Drafter(Protocol):
@@ -33,7 +41,7 @@ class Drafter(Protocol):
 class ModelDrafter:
     """A draft model with coupled sampling (the same rule and noise as the target's).
 
-    KV of the longest common prefix with the last sequence is kept: extending costs one row, a rollback costs nothing.
+    What it has read stays in its KV, branches included: to extend any of them costs one row.
 
     Args:
         runtime: This session's forward passes.
@@ -41,25 +49,35 @@ class ModelDrafter:
 
     def __init__(self, runtime: DraftRuntime) -> None:
         self._runtime = runtime
-        self._held: list[int] = []
+        self._held = Held()
 
     def propose(self, tokens: Sequence[int], params: SamplingParams, width: int) -> Guess | None:
         """The model's guess; None at the end of its context."""
         if len(tokens) > self._runtime.capacity:
             return None
         # The last token is always computed: its logits are what is asked for.
-        common = min(_common(self._held, tokens), len(tokens) - 1)
-        self._runtime.rewind(common)
-        fresh = list(tokens[common:])
-        logits = self._runtime.forward(fresh, rows=(0,)) if len(fresh) == 1 else self._runtime.prefill(fresh)
-        del self._held[common:]
-        self._held += fresh
+        slot, depth = self._held.find(tokens[:-1])
+        fresh = list(tokens[depth:])
+        if self._held.spare > _MOST_SPARE or len(fresh) > MAX_ROWS or self._full(len(fresh)):
+            self._runtime.compact(*self._held.keep(slot, tokens[:depth]))
+            slot = depth - 1
+        logits = self._read(fresh, slot)
         return guess(shaped(logits[-1], tokens, params), len(tokens), params, width)
 
+    def _full(self, fresh: int) -> bool:
+        return len(self._held) + fresh > self._runtime.capacity
 
-def _common(held: list[int], tokens: Sequence[int]) -> int:
-    """Length of the common prefix; the usual case, that all held tokens still stand, is one comparison."""
-    shorter = min(len(held), len(tokens))
-    if held[:shorter] == list(tokens[:shorter]):
-        return shorter
-    return next(i for i in range(shorter) if held[i] != tokens[i])
+    def _read(self, fresh: list[int], slot: int) -> NDArray[np.float32]:
+        """Run `fresh` below `slot`; logits of the last row."""
+        end = len(self._held)
+        if slot == end - 1:
+            logits = self._runtime.forward(fresh, rows=(0,)) if len(fresh) == 1 else self._runtime.prefill(fresh)
+        elif slot < 0:
+            self._runtime.rewind(0)
+            self._held = Held()
+            logits = self._runtime.prefill(fresh)
+        else:
+            parents = [slot, *range(end, end + len(fresh) - 1)]
+            logits = self._runtime.forward(fresh, parents, rows=(len(fresh) - 1,))
+        self._held.append(slot, fresh)
+        return logits

@@ -23,7 +23,7 @@ _SHORTER, _LONGER = 0.6, 0.1
 # For timers, the network stacks, and what the estimate of a step is off by.
 _MARGIN_S, _MARGIN_SHARE = 0.001, 0.04
 # Part of a step within which the cloud waits for drafts itself (its scheduler's rule for drafts that are nearly there).
-_AWAITED_SHARE = 0.6
+AWAITED_SHARE = 0.6
 
 
 class Departures:
@@ -59,7 +59,7 @@ class Departures:
         known, begins = self._known, self._begins
         if begins is None or known.step_s is None or known.rtt_s is None:
             return None
-        if known.rtt_s < _AWAITED_SHARE * known.step_s:
+        if known.rtt_s < AWAITED_SHARE * known.step_s:
             return None
         margin_s = _MARGIN_S + _MARGIN_SHARE * known.step_s + 2.0 * known.jitter_s
         number = max(1, math.ceil((ready_at + margin_s - begins) / known.step_s))

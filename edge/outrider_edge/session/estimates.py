@@ -9,6 +9,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 _MOST_PEERS = 16
+# Of the pace: what is left of old evidence at each commit.
+_KEPT = 0.9
+_BYTE_WEIGHT = 0.5
 
 
 @dataclass(slots=True)
@@ -20,12 +23,31 @@ class Estimates:
         jitter_s: Smoothed distance of round trips from it.
         step_s: Time of a step of the cloud, as short as the short ones; None before two commits followed each other.
         pass_s: Smoothed time of a draft pass; None before the second.
+        byte_s: Smoothed time of a byte on the way up; 0 before it is known.
     """
 
     rtt_s: float | None = None
     jitter_s: float = 0.0
     step_s: float | None = None
     pass_s: float | None = None
+    byte_s: float = 0.0
+    _tokens: float = 0.0
+    _taken_s: float = 0.0
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """The pace at which a session gets tokens; None before two commits followed each other."""
+        return self._tokens / self._taken_s if self._taken_s > 0.0 else None
+
+    def note_tokens(self, count: int, taken_s: float) -> None:
+        """So many tokens came, that long after those before them."""
+        self._tokens = _KEPT * self._tokens + count
+        self._taken_s = _KEPT * self._taken_s + taken_s
+
+    def note_bytes(self, count: int, held_s: float) -> None:
+        """That much longer than alone a ping took behind so many bytes."""
+        byte_s = max(0.0, held_s) / count
+        self.byte_s = byte_s if not self.byte_s else self.byte_s + _BYTE_WEIGHT * (byte_s - self.byte_s)
 
 
 class Measured:

@@ -81,7 +81,8 @@ class Line:
     Attributes:
         inbox: What happened, oldest first, each with its time (loop clock, seconds).
         heard_at: When the cloud was last heard of (any message but an error); the start at first.
-        pings: Round trips of pings, seconds, oldest first; the conductor takes them.
+        pings: Round trips of pings, seconds, oldest first, each with the bytes of the opening that it went right behind
+            (0: alone); the conductor takes them.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class Line:
         self.inbox: deque[tuple[float, Item]] = deque()
         self.heard_at = 0.0
         self._totals = totals
-        self.pings: deque[float] = deque(maxlen=8)
+        self.pings: deque[tuple[float, int]] = deque(maxlen=8)
         self._arrived = asyncio.Event()
         self._outbox: asyncio.Queue[pb.DecodeRequest | None] = asyncio.Queue()
         self._asked = asyncio.Event()
@@ -105,8 +106,8 @@ class Line:
         self._receiver: asyncio.Task[None] | None = None
         self._sender: asyncio.Task[None]
         self._progress = self._complete = self._closing = False
-        self._pinged_at: dict[int, float] = {}
-        self._pings = 0
+        self._pinged_at: dict[int, tuple[float, int]] = {}
+        self._pings = self._opening_bytes = 0
 
     @property
     def failure(self) -> BaseException | None:
@@ -132,6 +133,7 @@ class Line:
             self._totals.uplink_bytes += message.ByteSize() + FRAME_BYTES
         self._outbox.put_nowait(message)
         if message.HasField("open"):
+            self._opening_bytes = message.ByteSize() + FRAME_BYTES
             self._asked.set()
 
     async def wait(self, timeout_s: float | None = None) -> None:
@@ -227,7 +229,9 @@ class Line:
             if kind == "pong":
                 sent = self._pinged_at.pop(message.pong.number, None)
                 if sent is not None:
-                    self.pings.append(clock() - sent)
+                    self.pings.append((clock() - sent[0], sent[1]))
+                    if sent[1]:  # the next one is alone: what it takes less is the opening's time on the link
+                        self._ping(clock())
                 self._arrived.set()
             else:
                 self._progress = self._progress or kind == "commit"
@@ -261,8 +265,9 @@ class Line:
 
     def _ping(self, now: float) -> None:
         self._pings += 1
-        self._pinged_at = {number: at for number, at in self._pinged_at.items() if now - at < self._liveness.dead_s}
-        self._pinged_at[self._pings] = now
+        self._pinged_at = {number: at for number, at in self._pinged_at.items() if now - at[0] < self._liveness.dead_s}
+        self._pinged_at[self._pings] = now, self._opening_bytes
+        self._opening_bytes = 0
         self.send(pb.DecodeRequest(ping=pb.Ping(number=self._pings)))
 
     def _put(self, item: Item) -> None:

@@ -26,6 +26,7 @@ from outrider_edge.session.line import Broken, Connected, Line
 from outrider_edge.session.offline import Alone, OfflineMode, OfflinePolicy
 from outrider_edge.session.opening import open_message
 from outrider_edge.session.plan import Action, plan
+from outrider_edge.session.worth import crowding
 from outrider_shared.errors import InternalError, MismatchError, OutriderError, SessionExistsError, UnavailableError
 from outrider_shared.ids import new_session_id
 from outrider_shared.wire import (
@@ -157,8 +158,9 @@ class SessionLoop:
     def _steer(self) -> None:
         """Draft as far as the link, as it is now, makes worthwhile."""
         while self._line.pings:
-            self._control.note_ping(self._line.pings.popleft())
-        self._state.policy = self._control.policy()
+            self._control.note_ping(*self._line.pings.popleft())
+        state = self._state
+        state.policy = self._control.policy(crowding(state.tree.pending, state.max_nodes, state.most_nodes))
 
     async def _draft_alone(self) -> list[SessionEvent]:
         state, drafter, alone = self._state, self._drafter, self._alone
@@ -194,7 +196,7 @@ class SessionLoop:
             self._connected = True
             self._state.totals.connects += 1
             self._peer = item.peer
-            self._control.known = self._measured.of(item.peer)
+            self._control.note_open(self._now(), self._measured.of(item.peer))
             self._departures = Departures(self._control.known)
             self._prefix = self._logs.best(item.peer, self._state.request.prompt)
             self._send_open()
@@ -223,6 +225,7 @@ class SessionLoop:
         if tokens:
             self._progress_at = at
             self._departures.note_commit(at, 1 + message.more_steps)
+            self._control.note_commit(at, len(tokens))
         events = self._alone.settle(tokens, finished=state.finish is not None)
         state.hang(self._alone.tokens, self._alone.guesses)
         return events

@@ -1,7 +1,7 @@
 """How far and how wide to draft, from the margins of the draft's guesses.
 
-A burst is a chain with sibling leaves that is worth one verification. It starts at the frontier, or ahead of it at the
-end of the burst in flight, and ends where a further node is unlikely to survive.
+The tree grows best-first: the next pass goes to the open leaf that is likeliest on the committed path. A burst is what
+is worth one verification. It ends where a further pass costs more than it brings; drafting may go on beyond it.
 """
 
 from __future__ import annotations
@@ -13,23 +13,26 @@ from outrider_shared.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class DraftPolicy:
-    """Thresholds of drafting.
+    """Thresholds of drafting. A node's reach is the probability that it is on the committed path.
 
     Attributes:
-        depth: Longest chain of a burst.
+        depth: Most passes of a burst.
         width: Candidates per position; 1 is a plain chain.
-        stop_survival: A burst ends when its tip is committed with less than this probability.
-        sibling_survival: A sibling is sent if it is committed with at least this probability.
+        stop_survival: A burst ends when no open leaf has this reach.
+        sibling_survival: A candidate that is not the best goes along if it has this reach.
+        ahead_survival: Drafting beyond a burst ends when no open leaf has this reach.
         bursts_ahead: Bursts drafted beyond the one in flight, while the network and the cloud are busy.
         coalesce_s: Nodes wait at most this long for the rest of their burst.
         timed: Nodes leave just in time for the cloud's next step, where its steps can be foreseen (`departure`).
-        adaptive: The above are for a cloud next door and follow the link from there (`control`); False keeps them.
+        adaptive: All but width and timing follow link, drafter and cloud from there (`control`, `worth`); False keeps
+            them.
     """
 
     depth: int = 8
     width: int = 2
     stop_survival: float = 0.1
-    sibling_survival: float = 0.12
+    sibling_survival: float = 0.05
+    ahead_survival: float = 0.02
     bursts_ahead: int = 2
     coalesce_s: float = 0.004
     timed: bool = True

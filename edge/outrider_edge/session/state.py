@@ -3,6 +3,8 @@
 Rules:
     * The log grows by commits alone, and each is checked against the length that the cloud tells.
     * Nodes are numbered in the order they are sent. Nodes that die before they are sent are forgotten.
+    * The tip, below which the next guess belongs, is the open leaf with the greatest reach: the probability that it is
+      on the committed path. So the tree grows best-first, and a branch is left while another one is likelier.
     * After a broken stream the log stays, the tree starts anew.
 
 What it does not do: wait, send, draft or keep time.
@@ -31,9 +33,6 @@ if TYPE_CHECKING:
     from outrider_shared.sampling.rule import Guess
     from outrider_shared.tree import Node
 
-# Of the probability that the best candidate leaves, how much the next one takes (0.6 measured on the bundled pair).
-_NEXT_BEST_SHARE = 0.6
-
 # By the numbers of `Commit.origins`; the target's own tokens are told apart here.
 _ORIGINS = (None, Origin.ACCEPTED, Origin.CLOUD_LOOKUP, Origin.CLOUD_DRAFT)
 _DRAFTED = {Origin.ACCEPTED, Origin.CLOUD_LOOKUP, Origin.CLOUD_DRAFT}
@@ -55,6 +54,12 @@ class SessionState:
         policy: How to draft.
         calibration: Margin to survival; learns from each commit.
         vocabulary: Width of a token id on the wire.
+
+    Attributes:
+        tip: Where the next guess belongs; None is the frontier.
+        reach: Probability that the tip is on the committed path.
+        at_end: Whether no further node could win anything: the last token is always the target's own.
+        burst_done: Whether more nodes would bring less than they cost now: what there is may go up.
     """
 
     def __init__(
@@ -71,10 +76,10 @@ class SessionState:
         self.finish: str | None = None
         self.lease = b""
         self.tip: Node | None = None
-        self.burst_done = False
+        self.reach = 1.0
+        self.burst_done = self.at_end = False
         self._starts: list[Node] = []
-        self._survival = 1.0
-        self._depth = 0
+        self._depth = self._passes = 0
         self.reset()
 
     @property
@@ -87,10 +92,10 @@ class SessionState:
         self.tree = DraftTree(self.log)
         self.opened = False
         self.sent = 0
-        self.max_nodes = NODES_BEFORE_OPENED
+        self.max_nodes = self.most_nodes = NODES_BEFORE_OPENED
         self.max_per_message = NODES_BEFORE_OPENED
         self.context_length = 0
-        self._begin_burst()
+        self._begin_anew()
 
     @property
     def full(self) -> bool:
@@ -109,35 +114,31 @@ class SessionState:
         return self.log + tokens[::-1]
 
     def grow(self, guess: Guess | None) -> None:
-        """Hang a guess below the tip: its best candidate becomes the tip, worthwhile others become leaves."""
+        """Hang the candidates of a guess below the tip, as many as are worth it; then aim at the next."""
         if self.burst_done:
-            self._starts.append(self._begin_burst_at_tip())
+            self._begin_ahead()
         if guess is None or not guess.tokens:
             self.exhausted = self.burst_done = True
             return
-        survival = self.calibration.survival_of(guess)
-        best = self._append(guess.tokens[0])
-        best.guess = guess
-        # What the best loses is shared by the others; the second best takes the larger part of it.
-        left = self._survival * (1.0 - survival)
-        for token in guess.tokens[1:]:
-            left *= _NEXT_BEST_SHARE
-            if left < self.policy.sibling_survival:
+        parent, depth, reach = self.tip, self._depth + 1, self.reach
+        for rank, survival in enumerate(self.calibration.survivals_of(guess, depth)):
+            if rank and reach * survival < self.policy.sibling_survival:
                 break
-            self._append(token)
-        self.tip, self._survival, self._depth = best, self._survival * survival, self._depth + 1
+            node = self.tree.append(guess.tokens[rank], parent, len(self.log))
+            node.survival, node.depth, node.guess = survival, depth, None if rank else guess
+        self._passes += 1
         self.flushed = False
-        full = self._depth >= self.policy.depth
-        self.burst_done = full or self._survival < self.policy.stop_survival or self.at_end
+        self._aim()
 
     def drafted(self) -> list[tuple[int, Guess | None]]:
-        """The pending tokens down to the tip, with the guesses that they are from."""
+        """The likeliest pending path, each token with the guess that it is the best of."""
         found: list[tuple[int, Guess | None]] = []
-        node = self.tip
-        while node is not None and node.position >= len(self.log):
+        children = self.tree.children
+        while children:
+            node = max(children.values(), key=_survival)
             found.append((node.token, node.guess))
-            node = node.parent
-        return found[::-1]
+            children = node.children
+        return found
 
     def hang(self, tokens: Sequence[int], guesses: Sequence[Guess | None]) -> None:
         """Hang a chain below the frontier, as far as the cloud takes nodes; what hangs there already stays."""
@@ -149,17 +150,12 @@ class SessionState:
                     break
                 child = self.tree.append(token, node, len(self.log))
                 child.guess = guess
+                child.survival = None if guess is None else self.calibration.survival_of(guess)
             node, children = child, child.children
         if node is not None:
-            self._starts = []
-            self.tip, self._survival, self._depth, self.burst_done, self.flushed = node, 1.0, 0, True, False
-
-    @property
-    def at_end(self) -> bool:
-        """Whether the next node would lie beyond what a draft can win: the last token is always the target's own."""
-        tip = len(self.log) - 1 if self.tip is None else self.tip.position
-        end = len(self.request.prompt) + self.request.max_tokens
-        return tip + 2 >= (min(end, self.context_length) if self.context_length else end)
+            self._starts, self._passes, self.flushed = [], 0, False
+            self._aim()
+            self.burst_done = True
 
     @property
     def bursts_ahead(self) -> int:
@@ -192,9 +188,10 @@ class SessionState:
             raise ProtocolError(f"the cloud knows {message.length} tokens, {len(self.log)} are committed")
         self.opened = True
         self.lease = message.lease
-        self.max_nodes = message.max_nodes
+        self.max_nodes = self.most_nodes = message.max_nodes
         self.max_per_message = max(1, message.max_nodes_per_message)
         self.context_length = message.context_length
+        self._aim()
         if self.totals.connects <= 1:
             # What a later stream finds is mostly this session's own.
             self.totals.cached_tokens = message.cached_tokens
@@ -262,7 +259,7 @@ class SessionState:
         """The target chose `token` at the frontier: was it what we guessed there?"""
         for node in self.tree.children.values():
             if node.guess is not None:
-                self.calibration.observe(node.guess, hit=node.token == token)
+                self.calibration.learn(node.guess, token, node.depth)
 
     def _settle(self) -> None:
         """Let go of what the commit made useless, and find where to draft on."""
@@ -270,7 +267,9 @@ class SessionState:
         self.exhausted = False
         self._starts = [start for start in self._starts if start.position >= len(self.log) and not start.dead]
         if not self.tree.children:
-            self._begin_burst()
+            self._begin_anew()
+        else:
+            self._aim()
 
     def _count(self, message: pb.Commit, tokens: list[int]) -> None:
         totals = self.totals
@@ -288,19 +287,42 @@ class SessionState:
             totals.cloud_busy_s = message.usage.busy_us / 1e6
             totals.lookup_rows, totals.draft_rows = message.usage.lookup_rows, message.usage.cloud_rows
 
-    def _append(self, token: int) -> Node:
-        if self.tip is None or self.tip.position < len(self.log):
-            return self.tree.append(token, None, len(self.log))
-        return self.tree.append(token, self.tip)
-
-    def _begin_burst(self) -> None:
+    def _begin_anew(self) -> None:
         """Start at the frontier."""
-        self.tip = None
-        self._starts = []
-        self._survival, self._depth = 1.0, 0
-        self.burst_done = self.exhausted = self.flushed = False
+        self._starts, self._passes = [], 0
+        self.exhausted = self.flushed = False
+        self._aim()
 
-    def _begin_burst_at_tip(self) -> Node:
+    def _begin_ahead(self) -> None:
+        """Draft on beyond a burst whose verdict is on its way."""
         assert self.tip is not None, "a burst that is done has a tip"
-        self._survival, self._depth, self.burst_done = 1.0, 0, False
-        return self.tip
+        self._starts.append(self.tip)
+        self._passes, self.burst_done = 0, False
+
+    def _aim(self) -> None:
+        """Find the open leaf that is likeliest on the committed path, and see whether it is worth a pass."""
+        end = len(self.request.prompt) + self.request.max_tokens
+        last = (min(end, self.context_length) if self.context_length else end) - 3
+        fresh = not self.tree.children
+        best: tuple[float, int, Node | None] = (1.0 if fresh else 0.0, 0, None)
+        inner = [(1.0, 1, self.tree.children)]
+        while inner:
+            above, depth, children = inner.pop()
+            for node in children.values():
+                reach = above * _survival(node)
+                if reach <= best[0] or node.position > last:
+                    continue
+                if node.children:
+                    inner.append((reach, depth + 1, node.children))
+                else:
+                    best = (reach, depth, node)
+        self.reach, self._depth, self.tip = best
+        self.at_end = len(self.log) - 1 > last if fresh else self.tip is None
+        policy = self.policy
+        least = policy.ahead_survival if self._starts else policy.stop_survival
+        over = self._passes >= policy.depth or self.reach < least or self.at_end
+        self.burst_done = over and not fresh
+
+
+def _survival(node: Node) -> float:
+    return 1.0 if node.survival is None else node.survival

@@ -1,8 +1,10 @@
 """A device between two clouds that fail in every way there is, in virtual time; what its user sees is checked.
 
 Faults, at random moments and in any mixture: a cut that both ends notice, a connection that swallows everything without
-a word, a stall as lost packets cause it, a cloud that dies and comes back with nothing, a cloud that cannot be reached
-for a while, a device that reads slowly.
+a word, or everything in one direction, a stall as lost packets cause it, a cloud that dies and comes back with nothing,
+a cloud that cannot be reached for a while, a device that reads slowly. Leases are long or short, so that a session that
+comes back finds its KV or not; and each request is asked twice, so that the second is opened by the key of a log that
+the cloud has, or has lost.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from outrider_cloud.engine.engine import Engine
 from outrider_cloud.service.config import ServiceConfig
 from outrider_cloud.service.directory import Directory
 from outrider_cloud.service.handler import Service
+from outrider_cloud.service.memory import LogMemory
 from outrider_edge.draft.lookup import LookupDrafter
 from outrider_edge.draft.mixed import MixedDrafter
 from outrider_edge.link.backoff import Backoff
@@ -43,7 +46,9 @@ from support.virtual.cloud import EngineTask, ScriptedRunner, StepCost
 from support.virtual.link import Network, VirtualLink
 from support.virtual.pair import PairDrafter, recorded
 
-KINDS = ("cut", "swallow", "stall", "restart", "away", "slow")
+_REMEMBERED_TOKENS = 10_000
+_SWALLOWED = {"swallow": {"up", "down"}, "mute": {"up"}, "deaf": {"down"}}
+KINDS = ("cut", "swallow", "mute", "deaf", "stall", "restart", "away", "slow")
 
 
 @dataclass
@@ -54,6 +59,7 @@ class Seen:
         verified: Committed text.
         unverified: Shown behind it, marked.
         ever_unverified, retracted, reconnects, offline: How often.
+        reused: Tokens of the prompt that were not sent, the cloud having them by the key of a log.
         clouds: Addresses that served it.
     """
 
@@ -64,6 +70,7 @@ class Seen:
     reconnects: int = 0
     offline: list[float] = field(default_factory=list)
     finished: Finished | None = None
+    reused: int = 0
     clouds: set[str] = field(default_factory=set)
 
 
@@ -89,15 +96,15 @@ def show(seen: Seen, event, expected, at: float = 0.0) -> None:
     elif isinstance(event, Offline):
         seen.offline.append(at)
     elif isinstance(event, Finished):
-        seen.finished = event
+        seen.finished, seen.reused = event, event.totals.prompt_reused
     assert seen.verified == expected[: len(seen.verified)], "verified text is the target's own"
 
 
 class FaultyCloud:
     """One cloud that may die and come back."""
 
-    def __init__(self, loop, pair, step: StepCost) -> None:
-        self._loop, self._pair, self._step = loop, pair, step
+    def __init__(self, loop, pair, step: StepCost, lease_s: float = 5.0) -> None:
+        self._loop, self._pair, self._step, self._lease_s = loop, pair, step, lease_s
         self.away_until = 0.0
         self._task: EngineTask | None = None
         self.restart()
@@ -106,13 +113,14 @@ class FaultyCloud:
         """All state is gone."""
         if self._task is not None:
             self._task.stop()
-        config = EngineConfig(lease_s=5.0)
+        config = EngineConfig(lease_s=self._lease_s)
         self.runner = ScriptedRunner(self._pair, self._step, self._loop)
         self._task = EngineTask(Engine(self.runner, config, self._loop.clock), self._loop)
         self._task.start()
         self.service = Service(
-            self._task, self.runner.loaded, ServiceConfig(stall_timeout_s=5.0), Directory(1000), config.max_nodes
-        )
+            self._task, self.runner.loaded, ServiceConfig(stall_timeout_s=5.0), Directory(1000), config.max_nodes,
+            memory=LogMemory(_REMEMBERED_TOKENS),
+        )  # fmt: skip
 
     def stop(self) -> None:
         self._task.stop()
@@ -124,14 +132,13 @@ class FaultyNetwork(Network):
     def __init__(self, address: str, cloud: FaultyCloud, profile: LinkProfile, seed: int) -> None:
         super().__init__(cloud.service, profile, seed=seed)
         self.address, self.cloud = address, cloud
-        self.swallowing = False
         self.slow_until = 0.0
 
     async def connect(self) -> FaultyLink:
         await asyncio.sleep(self.profile.rtt_s)
         if asyncio.get_running_loop().time() < self.cloud.away_until:
             raise UnavailableError(f"{self.address} is away")
-        self.service, self.swallowing = self.cloud.service, False
+        self.service = self.cloud.service
         link = FaultyLink(self)
         self.links.append(link)
         return link
@@ -149,9 +156,9 @@ class FaultyNetwork(Network):
                 direction.hold_until(now + draw.expovariate(1 / 0.4))
         elif kind == "slow":
             self.slow_until = now + draw.uniform(0.1, 1.0)
-        elif kind == "swallow":
+        elif kind in _SWALLOWED:
             for link in self.links:
-                link.swallowing = True
+                link.swallowing |= _SWALLOWED[kind]
         else:
             if kind == "away":
                 self.cloud.away_until = now + draw.uniform(0.1, 4.0)
@@ -162,22 +169,22 @@ class FaultyNetwork(Network):
 
 
 class FaultyLink(VirtualLink):
-    """A stream that may swallow everything."""
+    """A stream that may swallow everything, in the directions of `swallowing`."""
 
     def __init__(self, network: FaultyNetwork) -> None:
-        self.swallowing = False
+        self.swallowing: set[str] = set()
         super().__init__(network)
         self.peer = network.address
 
     async def send(self, message) -> None:
-        if not self.swallowing:
+        if "up" not in self.swallowing:
             await super().send(message)
 
     async def _from_cloud(self, message) -> None:
         delay_s = self._network.slow_until - asyncio.get_running_loop().time()
         if delay_s > 0:
             await asyncio.sleep(delay_s)
-        if not self.swallowing:
+        if "down" not in self.swallowing:
             await super()._from_cloud(message)
 
 
@@ -196,15 +203,16 @@ class Schedule:
     max_tokens: int = 48
 
 
-def play(schedule: Schedule) -> tuple[Seen, list[int]]:
-    """Play one answer through its faults; what was seen, and what the target says."""
+def play(schedule: Schedule) -> tuple[list[Seen], list[int]]:
+    """Ask twice through the faults; what was seen of each answer, and what the target says."""
     with virtual_time() as loop:
         return loop.run_until_complete(_play(schedule, loop))
 
 
-async def _play(schedule: Schedule, loop) -> tuple[Seen, list[int]]:
+async def _play(schedule: Schedule, loop) -> tuple[list[Seen], list[int]]:
     draw, pair = random.Random(schedule.seed), recorded()
-    clouds = [FaultyCloud(loop, pair, StepCost(draw.choice([0.01, 0.04]))) for _ in range(2)]
+    lease_s = draw.choice([0.05, 5.0])
+    clouds = [FaultyCloud(loop, pair, StepCost(draw.choice([0.01, 0.04])), lease_s) for _ in range(2)]
     profile = LinkProfile(draw.choice([0.0, 0.02, 0.1]), draw.choice([0.0, 0.01]))
     networks = {f"cloud-{n}": FaultyNetwork(f"cloud-{n}", c, profile, schedule.seed) for n, c in enumerate(clouds)}
     for _ in range(draw.randint(1, schedule.faults)):
@@ -236,10 +244,15 @@ async def _play(schedule: Schedule, loop) -> tuple[Seen, list[int]]:
         )  # fmt: skip
         pace = draw.choice([*Pace])
         request = GenerateRequest(prompt, schedule.max_tokens, SamplingParams(0.0, seed=number), pace=pace)
-        seen = Seen()
-        async for event in client.generate(request):
-            show(seen, event, expected, loop.time())
-            seen.clouds.add(connector.current)
+        answers = [await _answer(client, request, expected, connector, loop) for _ in range(2)]
     for cloud in clouds:
         cloud.stop()
-    return seen, expected
+    return answers, expected
+
+
+async def _answer(client, request, expected, connector, loop) -> Seen:
+    seen = Seen()
+    async for event in client.generate(request):
+        show(seen, event, expected, loop.time())
+        seen.clouds.add(connector.current)
+    return seen

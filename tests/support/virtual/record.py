@@ -1,4 +1,7 @@
-"""Writes `pair.json` from the bundled pair: `PYTHONPATH=cloud:edge:shared:tests python -m support.virtual.record`."""
+"""Writes `pair.json` and `pair-t1.json` from the bundled pair, at temperatures 0 and 1.
+
+`PYTHONPATH=cloud:edge:shared:tests python -m support.virtual.record`
+"""
 
 from __future__ import annotations
 
@@ -14,29 +17,32 @@ from outrider_edge.draft.runtime import DraftModel
 from outrider_shared.chat import render_chat
 from outrider_shared.packs import read_pack
 from outrider_shared.sampling import SamplingParams
-from support.virtual.pair import FILE
+from support.virtual.pair import FOLDER, GREEDY, WARM
 
 _WIDTH = 4
 _MOST = 96
 
 
-def record(count: int = 40) -> None:
-    """Answer held-out requests plainly, then ask the draft at every position of the answers."""
-    pack, greedy = read_pack(bundled_pack()), SamplingParams()
+def record(name: str, temperature: float, count: int = 40) -> None:
+    """Answer held-out requests plainly, then ask the draft at every position of the answers; seeds count from 0."""
+    pack = read_pack(bundled_pack())
     engine, model = build_engine(BUNDLED, EngineConfig(), threads=1), DraftModel.load(pack)
     loaded, answers = engine.runner.loaded, []
-    for messages in read_requests(BUNDLED)[:count]:
+    for seed, messages in enumerate(read_requests(BUNDLED)[:count]):
+        params = SamplingParams(temperature, seed=seed)
         prompt = loaded.tokenizer.encode(render_chat(pack.chat_template or "", messages), add_special_tokens=False).ids
-        tokens, drafter = generate(engine, prompt, greedy, _MOST).tokens, ModelDrafter(model.new_runtime())
+        tokens, drafter = generate(engine, prompt, params, _MOST).tokens, ModelDrafter(model.new_runtime())
         guesses = []
         for index in range(len(tokens)):
-            told = drafter.propose(prompt + tokens[:index], greedy, _WIDTH)
+            told = drafter.propose(prompt + tokens[:index], params, _WIDTH)
             guesses.append([round(told.margin, 2), *told.tokens])
         answers.append({"prompt": prompt, "tokens": tokens, "guesses": guesses})
     eos = min(loaded.eos)
     result = {"vocabulary": loaded.vocabulary, "eos": eos, "answers": answers}
-    FILE.write_text(json.dumps(result, separators=(",", ":")).replace('{"prompt"', '\n{"prompt"') + "\n")
+    text = json.dumps(result, separators=(",", ":")).replace('{"prompt"', '\n{"prompt"') + "\n"
+    (FOLDER / name).write_text(text)
 
 
 if __name__ == "__main__":
-    record()
+    record(GREEDY, 0.0)
+    record(WARM, 1.0)

@@ -13,6 +13,7 @@ from outrider_edge.session.events import Pace
 from outrider_edge.session.policy import DraftPolicy
 from outrider_shared.emulator.profile import LinkProfile
 from support.virtual import Scenario, StepCost, simulate
+from support.virtual.pair import GREEDY, WARM, recorded
 
 
 @given(st.floats(0.02, 0.3), st.floats(0.005, 0.05), st.floats(0.0, 0.5))
@@ -55,6 +56,20 @@ def test_clouds_are_told_apart_and_the_drafter_is_the_same():
     measured.of("a").rtt_s, measured.of("a").pass_s = 0.1, 0.002
     assert (measured.of("b").rtt_s, measured.of("b").pass_s) == (None, 0.002)
     assert measured.of("a").rtt_s == 0.1
+
+
+@pytest.mark.parametrize("pair", [GREEDY, WARM])
+@pytest.mark.parametrize("pass_ms", [0.3, 1.5])
+@pytest.mark.parametrize("step_ms", [10, 25, 50])
+def test_bytes_of_a_token_at_a_round_trip_of_50_ms(step_ms, pass_ms, pair):
+    """At most 16 up and 12 down, pings included, the prompt aside; with the fewer right drafts of T = 1, too."""
+    method = methods.Method("tried", Pace.AUTO, cloud_drafts=True)
+    figures = simulate(
+        Scenario(method, LinkProfile(0.05), StepCost(step_ms / 1e3), pass_ms / 1e3, answers=8, pair=recorded(pair))
+    )
+    totals = [answer.totals for answer in figures["answers"]]
+    assert sum(t.uplink_bytes - t.prompt_bytes for t in totals) <= 16 * figures["tokens"]
+    assert sum(t.downlink_bytes for t in totals) <= 12 * figures["tokens"]
 
 
 @pytest.mark.parametrize("step_ms", [25, 50])

@@ -82,12 +82,12 @@ def kinds(events) -> list[str]:
 @pytest.mark.parametrize("mode", [*OfflineMode])
 def test_at_total_loss_the_chosen_behaviour_comes_within_offline_after(mode):
     """From the last word of the cloud on, `offline_after` and one draft pass at most."""
-    events, _ = answer(mode, lose_all(0.2, back=5.0))
-    heard = last_heard(events, 0.2)
+    events, _ = answer(mode, lose_all(0.1, back=5.0))
+    heard = last_heard(events, 0.1)
     expected = {OfflineMode.ERROR: UnavailableError, OfflineMode.WAIT: Offline, OfflineMode.DRAFT: Unverified}[mode]
     first = next(time for time, event in events if isinstance(event, expected))
     # A ping under way may have been answered after the last commit.
-    assert first <= max(heard, 0.2) + 0.02 + AFTER_S + PASS_S + 0.01
+    assert first <= max(heard, 0.1) + 0.02 + AFTER_S + PASS_S + 0.01
 
 
 def test_a_cloud_that_was_never_there_is_no_different():
@@ -102,7 +102,7 @@ def test_a_cloud_that_was_never_there_is_no_different():
 
 def test_a_complete_answer_waits_for_the_cloud_only_so_long():
     """With nobody to verify it, the answer ends as what it is: unverified."""
-    events, _ = answer(OfflineMode.DRAFT, lose_all(0.2), settle_s=2.0)
+    events, _ = answer(OfflineMode.DRAFT, lose_all(0.1), settle_s=2.0)
     alone_end = max(time for time, event in events if isinstance(event, Unverified))
     assert events[-1][1].reason == "unverified"
     assert events[-1][0] == pytest.approx(alone_end + 2.0, abs=0.05)
@@ -135,7 +135,7 @@ def test_a_busy_cloud_is_not_an_absent_one():
 
 def test_waiting_without_end_goes_on_when_the_cloud_is_back():
     """`wait` says that it waits, and finishes hours later."""
-    events, _ = answer(OfflineMode.WAIT, lose_all(0.2, back=7200.0))
+    events, _ = answer(OfflineMode.WAIT, lose_all(0.1, back=7200.0))
     assert kinds(events).count("Offline") == 1
     assert any(isinstance(event, Online) for _, event in events)
     assert isinstance(events[-1][1], Finished)
@@ -144,7 +144,7 @@ def test_waiting_without_end_goes_on_when_the_cloud_is_back():
 
 def test_drafting_alone_needs_a_drafter():
     """A plain device has nothing to go on with: it fails as with `error`."""
-    events, _ = answer(OfflineMode.DRAFT, lose_all(0.2), drafts=False)
+    events, _ = answer(OfflineMode.DRAFT, lose_all(0.1), drafts=False)
     assert isinstance(events[-1][1], UnavailableError)
 
 

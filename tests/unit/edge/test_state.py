@@ -109,6 +109,33 @@ def test_siblings_are_sent_while_they_are_worth_it():
     assert {n.token for n in sure.unsent()} == {10}
 
 
+def test_the_next_pass_goes_to_the_likeliest_open_leaf():
+    """A sibling is drafted on below when the best candidate's own path has become less likely, and stands if taken."""
+    state = session(depth=9, stop_survival=0.0, sibling_survival=0.0)
+    state.grow(guess(10, 11, margin=0.0))
+    assert state.path() == [1, 2, 3, 10]
+    state.grow(guess(20, margin=0.0))
+    assert state.path() == [1, 2, 3, 11]
+    state.grow(guess(30, margin=9.0))
+    assert state.path() == [1, 2, 3, 11, 30]
+    send_all(state)
+    assert [node.parent and node.parent.number for node in map(state.tree.node, range(4))] == [None, None, 0, 1]
+    commit(state, [], accepted=4, grow=2)
+    assert state.log == [1, 2, 3, 11, 30]
+    assert state.path() == state.log
+
+
+def test_a_commit_makes_what_hangs_below_it_likelier():
+    """Reach is told from the frontier: a branch that was not worth a pass becomes worth it when its parent is right."""
+    state = session(depth=9, stop_survival=0.3)
+    state.grow(guess(10, margin=0.0))
+    state.grow(guess(20, margin=0.0))
+    assert state.burst_done
+    send_all(state)
+    commit(state, [], accepted=1, grow=1)
+    assert not state.burst_done
+
+
 def test_burst_ends_where_survival_is_low_or_it_is_deep_enough():
     """Bursts are bounded by depth and by the tip's survival."""
     deep, doubtful = session(depth=3, stop_survival=0.0), session(depth=30, stop_survival=0.5)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider_shared.calibration import LOOKUP_PRIOR, PRIOR, Calibration, Calibrations
+from outrider_shared.calibration import LOOKUP_PRIOR, NEXT_SHARE_PRIOR, PRIOR, Calibration, Calibrations
 from outrider_shared.sampling.rule import Guess
 
 
@@ -68,3 +68,29 @@ def test_kinds_of_drafters_learn_apart():
     assert calibrations.survival_of(quoted) < 0.1
     assert calibrations.of("model").pairs() == Calibration().pairs()
     assert calibrations.survival_of(Guess((1,), (0.0,), 0.0, "other")) == pytest.approx(PRIOR[0][1])
+
+
+def test_depths_learn_apart_and_start_from_what_is_known_of_the_margin():
+    """A depth without evidence has its margin's estimate; one with evidence goes its own way, and its group with it."""
+    calibrations = Calibrations()
+    near = Guess((1, 2), (0.0, 1.0), 1.0)
+    assert calibrations.survival_of(near, 9) == pytest.approx(calibrations.survival_of(near))
+    for _ in range(300):
+        calibrations.learn(near, 1, 1)
+        calibrations.learn(near, 5, 9)
+    assert calibrations.survival_of(near, 1) > 0.9
+    assert calibrations.survival_of(near, 12) < 0.15
+    assert 0.3 < calibrations.survival_of(near) < 0.7
+
+
+def test_second_candidates_learn_their_share_of_what_the_best_leaves():
+    """Of what the best leaves the second takes what it was seen to take; all together never exceed 1."""
+    calibrations = Calibrations()
+    told = Guess((1, 2, 3), (0.0, 1.0, 1.0), 0.0)
+    first, second, third = calibrations.survivals_of(told)
+    assert second == pytest.approx((1 - first) * NEXT_SHARE_PRIOR)
+    for _ in range(300):
+        calibrations.learn(told, 3, 1)
+    first, second, third = calibrations.survivals_of(told)
+    assert third > 5 * second
+    assert first + second + third < 1.0
