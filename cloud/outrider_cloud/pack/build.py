@@ -13,6 +13,7 @@ Precisions, measured on a trained model of 0.26 M and a random one of 1 M parame
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import logging
@@ -23,7 +24,7 @@ import onnx
 from onnxruntime_genai.models import builder
 
 from outrider_cloud.pack.graph import Shapes
-from outrider_shared.errors import ModelError
+from outrider_shared.errors import ModelError, PackError
 from outrider_shared.packs import Precision
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def build_graph(
 
     Raises:
         ModelError: The builder does not know the architecture, or fails at it.
+        PackError: The disk is full.
     """
     options = ["hf_token=false", *_OPTIONS[precision]]
     if precision in {Precision.INT4, Precision.INT4_ALL}:
@@ -67,6 +69,8 @@ def build_graph(
         model = onnx.load(scratch / "model.onnx")
         decoder = json.loads((scratch / "genai_config.json").read_bytes())["model"]["decoder"]
     except Exception as error:  # a script of Microsoft's that fails in any way it likes
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise PackError(f"cannot write into {scratch}: {error.strerror}", hint="the disk is full") from error
         raise ModelError(
             f"the onnxruntime-genai builder cannot export {config.get('architectures')} as {precision}: {error!r}",
             hint="llama, qwen2, qwen3 and smollm3 are known to work",
