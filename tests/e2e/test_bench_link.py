@@ -10,7 +10,7 @@ import sys
 import pytest
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-SMALL = ["--rtt", "0,5", "--step-ms", "5", "--count", "1", "--tune", "1", "--lengths", "1", "--max-tokens", "12"]
+SMALL = ["--rtt", "0,60", "--step-ms", "20", "--count", "1", "--tune", "1", "--lengths", "1", "--max-tokens", "40"]
 
 
 def bench(*flags: str, module: str = "outrider_edge.bench.cli") -> subprocess.CompletedProcess[str]:
@@ -28,10 +28,10 @@ def test_all_methods_answer_alike_and_every_figure_is_there(tmp_path, more):
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result == json.loads((tmp_path / "result.json").read_text())
-    assert result["command"].startswith("outrider bench link --rtt 0,5 ")
+    assert result["command"].startswith("outrider bench link --rtt 0,60 ")
     (engine,) = result["engines"]
-    assert engine["engine"].startswith("paced, 5 ms")
-    assert [cell["link"]["rtt_ms"] for cell in engine["cells"]] == [0, 5]
+    assert engine["engine"].startswith("paced, 20 ms")
+    assert [cell["link"]["rtt_ms"] for cell in engine["cells"]] == [0, 60]
     for cell in engine["cells"]:
         figures = cell["methods"]
         assert {
@@ -51,10 +51,10 @@ def test_all_methods_answer_alike_and_every_figure_is_there(tmp_path, more):
         assert figures["plain"]["down_bytes_per_token"] > 0
         assert figures["plain"]["cloud_steps_per_token"] == 1.0
         assert figures["plain"]["wasted_drafts_per_token"] == 0
-        assert figures["plain"]["cloud_busy_ms_per_token"] >= 5.0
+        assert figures["plain"]["cloud_busy_ms_per_token"] >= 20.0
         assert figures["colocated"]["cloud_steps_per_token"] <= 1.0
     helped = [cell["methods"][name] for cell in engine["cells"] for name in ("ours-ahead+draft", "ours-auto+draft")]
-    # Whose drafts are there first is the machine's luck in any one cell, hardly in all of them.
+    # Next door a device may be first with every draft; 60 ms away it cannot be, once its first burst is used up.
     assert sum(figure["tokens_by_origin"]["cloud draft"] for figure in helped) > 0
     expect_verdicts(result["verdicts"], beyond=more is BEYOND)
     if more is BEYOND:
@@ -75,7 +75,7 @@ def expect_verdicts(verdicts, *, beyond):
 
 def expect_beyond(engine):
     """Two devices at once give every method's text; a dead link is told, and what was drafted alone is settled."""
-    assert [(load["sessions"], load["link"]["rtt_ms"]) for load in engine["high_load"]] == [(2, 0), (2, 5)]
+    assert [(load["sessions"], load["link"]["rtt_ms"]) for load in engine["high_load"]] == [(2, 0), (2, 60)]
     for load in engine["high_load"]:
         for name, figure in load["methods"].items():
             assert figure["identical_to_plain"], name

@@ -324,10 +324,15 @@ def test_connecting_without_a_certificate_of_the_fleet(service, home, tmp_path, 
     paths = {name: file and tmp_path / file for name, file in files.items()}
 
     async def attack():
-        with pytest.raises(UnavailableError):
-            await MqttBroker(device_mqtt(home, "d1", **paths)).connect(Connect("d1"))
+        # Who hangs up before the broker has read the handshake leaves no line in its log, and did nothing: again, then.
+        for _ in range(10):
+            with pytest.raises(UnavailableError):
+                await MqttBroker(device_mqtt(home, "d1", **paths)).connect(Connect("d1"))
+            await asyncio.sleep(0.5)
+            if service.audit():
+                return
 
-    assert broker_tells(service, home, attack) == [("unknown", "connection.refused", why, "refused")]
+    assert set(broker_tells(service, home, attack)) == {("unknown", "connection.refused", why, "refused")}
 
 
 def test_a_stolen_key_in_use_beside_its_owner(service, home):
