@@ -35,20 +35,22 @@ RTTS = (0, 10, 25, 50, 100, 200)
 GRID = [
     *((rtt, step, 0, 1.5) for step in (10, 25, 50) for rtt in RTTS),
     *((rtt, step, 0, 8) for step, rtt in ((10, 10), (25, 25), (50, 0), (50, 25))),
-    *((rtt, 25, kbit, 1.5) for kbit in (64, 16) for rtt in (0, 50, 200)),
+    *((rtt, 25, kbit, 1.5) for kbit, rtt in ((64, 50), (64, 200), (16, 0), (16, 200))),
+    *(
+        pytest.param(
+            rtt, 25, kbit, 1.5, marks=pytest.mark.xfail(strict=True, reason="fewer siblings would be quicker: 0029")
+        )
+        for kbit, rtt in ((64, 0), (16, 50))
+    ),
 ]
 
 
 @pytest.mark.parametrize(("rtt_ms", "step_ms", "kbit", "pass_ms"), GRID)
 def test_automatic_drafts_are_within_five_percent_of_the_best_fixed_setting(rtt_ms, step_ms, kbit, pass_ms):
-    """Near and far, quick and slow: no fixed setting is much better anywhere.
-
-    Over 64 and 16 kbit/s the bar is missed: the best of six is up to 11 % faster there (docs/decisions/0029).
-    """
+    """Near and far, quick and slow, wide and narrow: no fixed setting is much better, but for two cells."""
     where = (rtt_ms / 1e3, step_ms / 1e3, kbit * 1e3, pass_ms / 1e3)
     best = max(rate(policy, *where, answers=3)["tokens_per_s"] for policy in FIXED)
-    least = 0.9 if kbit else 0.95
-    assert rate(DraftPolicy(), *where, answers=3)["tokens_per_s"] >= least * best
+    assert rate(DraftPolicy(), *where, answers=3)["tokens_per_s"] >= 0.95 * best
 
 
 def test_answers_are_as_fast_as_on_a_link_that_never_changed_a_second_after_it_did():
