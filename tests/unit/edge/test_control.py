@@ -38,7 +38,7 @@ GRID = [
     *((rtt, 25, kbit, 1.5) for kbit, rtt in ((64, 50), (64, 200), (16, 0), (16, 200))),
     *(
         pytest.param(
-            rtt, 25, kbit, 1.5, marks=pytest.mark.xfail(strict=True, reason="fewer siblings would be quicker: 0029")
+            rtt, 25, kbit, 1.5, marks=pytest.mark.xfail(strict=True, reason="a fixed setting is quicker: 0029")
         )
         for kbit, rtt in ((64, 0), (16, 50))
     ),
