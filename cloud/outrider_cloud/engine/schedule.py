@@ -46,21 +46,25 @@ _GATHERING = 0.5
 
 @dataclass(slots=True)
 class Work:
-    """Rows of one session in a step: `sure` log tokens, then draft nodes if the last sure token is the log's last."""
+    """Rows of one session in a step: `sure` log tokens, then draft nodes if the last sure token is the log's last.
+
+    Attributes:
+        decodes: Whether the step reaches the end of the log, so that a token is chosen. As planned: a session that is
+            closed while the step runs has no KV any more, and its rows still lie before those of others.
+    """
 
     session: Session
     sure: int
     nodes: list[Node] = field(default_factory=list)
+    decodes: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.decodes = self.sure == self.session.sure_rows
 
     @property
     def rows(self) -> int:
         """Rows of this session."""
         return self.sure + len(self.nodes)
-
-    @property
-    def decodes(self) -> bool:
-        """Whether the step reaches the end of the log, so that a token is chosen."""
-        return self.sure == self.session.sure_rows
 
 
 def ready(sessions: Iterable[Session], config: EngineConfig, now: float, step_s: float = 0.0) -> list[Session]:
