@@ -114,9 +114,7 @@ class EngineThread:
         return False
 
     def _beside(self, busy: Callable[[], bool]) -> None:
-        """While a device computes: run what comes in. On a CPU none does, and what came in between mixed texts up."""
-        if not busy():
-            return
+        """While a device computes: run what comes in."""
         until = time.monotonic() + _BESIDE * self._engine.stats.step_s
         going_on = self._take_mail(wait_s=0.0)
         while going_on and busy() and time.monotonic() < until:
