@@ -16,7 +16,7 @@ from outrider_edge.api.cli import check, padding_option, serve
 from outrider_edge.chat.cli import chat
 from outrider_edge.compare import BUNDLED, Pair, read_requests, totals
 from outrider_edge.compare import compare as compare_answers
-from outrider_edge.device import Device, bundled_pack
+from outrider_edge.device import Device
 from outrider_edge.draft.profile import profile, write_profile
 from outrider_edge.link.grpc_link import ClientTls
 from outrider_edge.render import TokenPrinter, comparison_table, legend, profile_table
@@ -29,7 +29,7 @@ from outrider_shared.errors import ConfigError
 from outrider_shared.flags import Seconds, answer_options, prompt_options, prompt_text, sampling_params
 from outrider_shared.grammar import json_schema
 from outrider_shared.logs import configure_logs
-from outrider_shared.packs import read_pack
+from outrider_shared.packs import bundled_pack, read_pack
 from outrider_shared.padding import Padding
 
 if TYPE_CHECKING:

@@ -7,18 +7,15 @@ import contextlib
 import dataclasses
 import functools
 import time
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from tokenizers import Tokenizer
 
-from outrider_edge.draft.drafter import Drafter, ModelDrafter
 from outrider_edge.draft.lookup import LookupDrafter
 from outrider_edge.draft.mixed import MixedDrafter
 from outrider_edge.draft.profile import chosen_pack
 from outrider_edge.draft.runner import ThreadRunner
-from outrider_edge.draft.runtime import DraftModel
 from outrider_edge.link.backoff import Backoff
 from outrider_edge.link.failover import FailoverConnector
 from outrider_edge.link.grpc_link import ClientTls, GrpcConnector
@@ -39,9 +36,11 @@ from outrider_edge.session.local import generate_alone
 from outrider_edge.session.offline import OfflineMode, OfflinePolicy
 from outrider_edge.session.policy import DraftPolicy
 from outrider_shared.calibration import PRIOR, Calibrations
+from outrider_shared.drafting.drafter import Drafter, ModelDrafter
+from outrider_shared.drafting.runtime import DraftModel
 from outrider_shared.errors import ConfigError, DeadlineError
 from outrider_shared.logprobs import TokenLogprobs
-from outrider_shared.packs import read_pack
+from outrider_shared.packs import bundled_pack, read_pack
 from outrider_wire.v1 import verifier_pb2 as pb
 
 if TYPE_CHECKING:
@@ -51,11 +50,6 @@ if TYPE_CHECKING:
     from outrider_shared.padding import Padding
 
 BUNDLED, NONE, MIXED = "bundled", "none", "mixed"
-
-
-def bundled_pack() -> Path:
-    """Folder of the draft that ships with the package."""
-    return Path(str(files("outrider_edge") / "bundled" / "draft"))
 
 
 def _pack_of(path: Path) -> Path:

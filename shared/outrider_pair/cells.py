@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from outrider_cloud.engine.engine import Engine
-    from outrider_edge.draft.runtime import DraftModel
     from outrider_pair.texts import Text
+    from outrider_shared.drafting.runtime import DraftModel
 
 CHAIN, TREE = "chain", "tree"
 SHAPES = (TREE, CHAIN)

@@ -118,11 +118,11 @@ def evaluate(*, as_json: bool, **flags: Any) -> None:
 
 def _prepare(flags: dict[str, Any]) -> tuple[Pair, Texts, Plan]:
     from outrider_cloud.model.weights import Weights  # noqa: PLC0415
-    from outrider_edge.device import bundled_pack  # noqa: PLC0415 - as above
     from outrider_edge.session.policy import DraftPolicy  # noqa: PLC0415
     from outrider_pair.cells import Plan  # noqa: PLC0415
     from outrider_pair.evaluate import load_pair  # noqa: PLC0415
     from outrider_pair.texts import read_texts  # noqa: PLC0415
+    from outrider_shared.packs import bundled_pack  # noqa: PLC0415 - as above
 
     folders = [bundled_pack() if str(path) == BUNDLED else Path(path) for path in flags["packs"]]
     pair = load_pair(flags["target"], folders, Weights(flags["weights"]))

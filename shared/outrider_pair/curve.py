@@ -18,11 +18,11 @@ from outrider_cloud.train.loop.world import World
 from outrider_cloud.train.prune.keep import Keep
 from outrider_cloud.train.runs.draft import DraftRun
 from outrider_cloud.train.texts.documents import Reading
-from outrider_edge.draft.runtime import DraftModel
 from outrider_pair.calls import call_figures
 from outrider_pair.cells import TREE, run_cell, summary
 from outrider_pair.plots import Series, draw_lines
 from outrider_pair.quality import compare, continued
+from outrider_shared.drafting.runtime import DraftModel
 from outrider_shared.packs import Precision
 
 if TYPE_CHECKING:

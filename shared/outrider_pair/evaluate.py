@@ -11,12 +11,12 @@ from outrider_cloud.engine.config import EngineConfig
 from outrider_cloud.model.loading import load_model
 from outrider_cloud.model.plain import plain_model
 from outrider_cloud.model.weights import Weights
-from outrider_edge.draft.runtime import DraftModel
 from outrider_edge.draft.timing import pass_times
 from outrider_pair.calls import call_figures
 from outrider_pair.cells import SHAPES, TREE, Cell, Plan, run_cell, summary
 from outrider_pair.places import bits_per_byte, place_figures
 from outrider_pair.statistics import compare_ratios
+from outrider_shared.drafting.runtime import DraftModel
 from outrider_shared.errors import ConfigError, MismatchError
 from outrider_shared.packs import Pack, Precision, read_pack, write_manifest
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
 
-    from outrider_edge.draft.runtime import DraftModel, DraftRuntime
     from outrider_pair.cells import Cell, Plan
+    from outrider_shared.drafting.runtime import DraftModel, DraftRuntime
 
 
 def place_figures(

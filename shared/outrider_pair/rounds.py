@@ -21,10 +21,10 @@ from outrider_wire.v1 import verifier_pb2 as pb
 
 if TYPE_CHECKING:
     from outrider_cloud.engine.engine import Engine
-    from outrider_edge.draft.drafter import Drafter
     from outrider_edge.session.events import GenerateRequest
     from outrider_edge.session.policy import DraftPolicy
     from outrider_shared.calibration import Calibrations
+    from outrider_shared.drafting.drafter import Drafter
 
 _MOST_STEPS_PER_TOKEN = 64  # more is no progress, and a defect of ours
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from outrider_edge.draft.runtime import MAX_ROWS
+from outrider_shared.drafting.runtime import MAX_ROWS
 from outrider_shared.sampling.rule import guess
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from outrider_edge.draft.runtime import DraftRuntime
+    from outrider_shared.drafting.runtime import DraftRuntime
     from outrider_shared.sampling import SamplingParams
 
 _NEVER_SURER = 30.0  # nats; the margin of a guess with one possible token is infinite

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from outrider_edge.draft.drafter import ModelDrafter
 from outrider_edge.draft.lookup import LookupDrafter
 from outrider_edge.draft.mixed import MixedDrafter
-from outrider_edge.draft.runtime import DEFAULT_CAPACITY, DraftModel, DraftRuntime
+from outrider_shared.drafting.drafter import ModelDrafter
+from outrider_shared.drafting.runtime import DEFAULT_CAPACITY, DraftModel, DraftRuntime
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from outrider_edge.draft.drafter import Drafter
     from outrider_shared.calibration import Calibrations
+    from outrider_shared.drafting.drafter import Drafter
 
 
 class CountedRuntime(DraftRuntime):

@@ -21,12 +21,12 @@ from outrider_cloud.engine.runner import ModelRunner
 from outrider_cloud.generate import generate
 from outrider_cloud.kernels.platform import cpu_platform
 from outrider_cloud.model.weights import Weights
-from outrider_edge.device import bundled_pack
-from outrider_edge.draft.drafter import ModelDrafter
-from outrider_edge.draft.runtime import DraftModel
 from outrider_edge.session.events import GenerateRequest, Pace
 from outrider_edge.session.policy import DraftPolicy
+from outrider_shared.drafting.drafter import ModelDrafter
+from outrider_shared.drafting.runtime import DraftModel
 from outrider_shared.grammar import Grammar, json_schema, regex
+from outrider_shared.packs import bundled_pack
 from outrider_shared.sampling import SamplingParams
 from support.drafters import AdversarialDrafter, CloudRounds, OracleDrafter, RandomDrafter
 from support.grammars import matcher_of
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from outrider_cloud.model.loading import LoadedModel
-    from outrider_edge.draft.drafter import Drafter
+    from outrider_shared.drafting.drafter import Drafter
 
 CASES = int(os.environ.get("OUTRIDER_INVARIANCE_CASES", "120"))
 PARAMS = st.builds(

@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM
 from outrider_cloud.engine.config import EngineConfig
 from outrider_cloud.engine.runner import ModelRunner
 from outrider_cloud.kernels.platform import cpu_platform
-from outrider_edge.draft.drafter import ModelDrafter
-from outrider_edge.draft.runtime import DraftModel
 from outrider_edge.session.events import GenerateRequest, Pace
 from outrider_edge.session.policy import DraftPolicy
+from outrider_shared.drafting.drafter import ModelDrafter
+from outrider_shared.drafting.runtime import DraftModel
 from support.models import loaded, third_party
 from support.simulator import Simulation
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from outrider_cloud.engine.engine import Engine
     from outrider_cloud.model.loading import LoadedModel
-    from outrider_edge.draft.drafter import Drafter
     from outrider_edge.link.link import Connector
+    from outrider_shared.drafting.drafter import Drafter
 
 
 @contextlib.asynccontextmanager

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from outrider_cloud.engine.schedule import Work
     from outrider_cloud.engine.session import Session
     from outrider_cloud.grammar.matcher import Matcher
-    from outrider_edge.draft.drafter import Drafter
     from outrider_edge.session.events import GenerateRequest, Token
     from outrider_edge.session.policy import DraftPolicy
+    from outrider_shared.drafting.drafter import Drafter
     from outrider_shared.grammar import Grammar
 
 

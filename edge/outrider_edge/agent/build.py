@@ -9,9 +9,8 @@ from outrider_edge.agent.config import AgentConfig
 from outrider_edge.agent.disk import Disk
 from outrider_edge.agent.update.aside import Aside
 from outrider_edge.agent.update.slots import Slots
-from outrider_edge.device import bundled_pack
 from outrider_shared.fleet.mqtt import MqttBroker
-from outrider_shared.packs import read_pack
+from outrider_shared.packs import bundled_pack, read_pack
 
 if TYPE_CHECKING:
     from pathlib import Path

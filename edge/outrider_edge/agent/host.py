@@ -9,7 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING, Protocol
 
 from outrider_edge.agent.usage import UsageMeter
-from outrider_edge.draft.runtime import DraftModel
+from outrider_shared.drafting.runtime import DraftModel
 
 if TYPE_CHECKING:
     from pathlib import Path

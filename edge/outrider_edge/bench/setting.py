@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from outrider_edge.compare import BUNDLED, read_requests
-from outrider_edge.device import bundled_pack
 from outrider_edge.session.events import GenerateRequest
 from outrider_shared.chat import render_chat
 from outrider_shared.errors import ConfigError
-from outrider_shared.packs import read_pack
+from outrider_shared.packs import bundled_pack, read_pack
 from outrider_shared.sampling import SamplingParams
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from outrider_shared.sampling.rule import Guess
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from outrider_edge.draft.drafter import Drafter
+    from outrider_shared.drafting.drafter import Drafter
     from outrider_shared.sampling import SamplingParams
 
 SURE = 0.85

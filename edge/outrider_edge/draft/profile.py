@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from outrider_edge.draft.runtime import DraftModel
 from outrider_edge.draft.timing import pass_times, seconds_for
+from outrider_shared.drafting.runtime import DraftModel
 from outrider_shared.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from outrider_edge.draft.drafter import Drafter
+    from outrider_shared.drafting.drafter import Drafter
     from outrider_shared.sampling import SamplingParams
     from outrider_shared.sampling.rule import Guess
 

@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from outrider_edge.draft.runtime import DraftModel, DraftRuntime
+    from outrider_shared.drafting.runtime import DraftModel, DraftRuntime
 
 ROWS = (1, 2, 4, 8)
 _WARM_UP = 3

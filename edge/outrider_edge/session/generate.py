@@ -25,10 +25,10 @@ from outrider_shared.errors import PromptError
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from outrider_edge.draft.drafter import Drafter
     from outrider_edge.link.link import Connector
     from outrider_edge.link.padded_link import PaddedStreams
     from outrider_edge.session.events import GenerateRequest, SessionEvent
+    from outrider_shared.drafting.drafter import Drafter
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from outrider_shared.errors import ConfigError, ContextError, PromptError
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from outrider_edge.draft.drafter import Drafter
     from outrider_edge.session.events import GenerateRequest
+    from outrider_shared.drafting.drafter import Drafter
 
 
 async def generate_alone(

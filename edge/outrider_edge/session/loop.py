@@ -38,11 +38,11 @@ from outrider_wire.v1 import verifier_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
 
-    from outrider_edge.draft.drafter import Drafter
     from outrider_edge.draft.runner import DraftRunner
     from outrider_edge.session.line import Item
     from outrider_edge.session.memory import Clouds, Prefix
     from outrider_edge.session.state import SessionState
+    from outrider_shared.drafting.drafter import Drafter
     from outrider_shared.tree import Node
 
 # Finest that clocks are compared: a wait of what rounding leaves would be none.

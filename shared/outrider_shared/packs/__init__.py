@@ -9,6 +9,7 @@ from outrider_shared.packs.reader import (
     MODEL_DATA,
     TOKENIZER,
     Pack,
+    bundled_pack,
     read_pack,
 )
 from outrider_shared.packs.writer import describe_files, write_manifest
@@ -25,6 +26,7 @@ __all__ = [
     "Manifest",
     "Pack",
     "Precision",
+    "bundled_pack",
     "describe_files",
     "read_pack",
     "tokenizer_fingerprint",

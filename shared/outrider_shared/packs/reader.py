@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import stat
+from importlib.resources import files
 from pathlib import Path
 
 from outrider_shared.errors import PackError
@@ -43,6 +44,11 @@ class Pack:
         if CHAT_TEMPLATE not in self.manifest.files:
             return None
         return (self.path / CHAT_TEMPLATE).read_text("utf-8")
+
+
+def bundled_pack() -> Path:
+    """Folder of the draft that ships with the package."""
+    return Path(str(files("outrider_shared") / "bundled" / "draft"))
 
 
 def read_pack(path: str | Path) -> Pack:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from outrider_edge.device import bundled_pack
+from outrider_shared.packs import bundled_pack
 from support.daemon import CHAT, call, cloud, daemon, send
 
 ASK = {"messages": CHAT, "temperature": 0, "max_tokens": 8}

@@ -13,7 +13,6 @@ import pytest
 
 from outrider_cloud.fleet.artifacts.publish import publish
 from outrider_edge.agent.update.selftest import make_golden
-from outrider_edge.device import bundled_pack
 from outrider_shared.fleet import topics
 from outrider_shared.fleet.desired import Assignment, Config, Desired, sign
 from outrider_shared.fleet.messages import (
@@ -26,6 +25,7 @@ from outrider_shared.fleet.messages import (
     UpdateState,
     UpdateStatus,
 )
+from outrider_shared.packs import bundled_pack
 from support.artifacts import artifact_server
 from support.mosquitto import new_fleet, running
 from support.plane import plane_of

@@ -14,9 +14,9 @@ import pytest
 
 from outrider_edge.agent.update.aside import Aside
 from outrider_edge.agent.update.work import Part
-from outrider_edge.device import bundled_pack
 from outrider_shared.errors import InternalError, SelfTestError, UnavailableError
 from outrider_shared.fleet.artifact import Golden
+from outrider_shared.packs import bundled_pack
 from support.daemon import ENVIRONMENT
 from support.mosquitto import new_fleet
 
@@ -117,7 +117,7 @@ def test_it_does_not_outlive_the_program_that_started_it(file):
         "sys.path.insert(0, sys.argv[2])\n"
         "from outrider_edge.agent.update.aside import Aside\n"
         "from outrider_edge.agent.update.work import Part\n"
-        "from outrider_edge.device import bundled_pack\n"
+        "from outrider_shared.packs import bundled_pack\n"
         "from test_aside import LONG\n"
         "async def run():\n"
         "    aside = Aside(pathlib.Path(sys.argv[1]), bundled_pack())\n"

@@ -9,10 +9,10 @@ import urllib.request
 
 from outrider_cloud.fleet.artifacts.publish import publish
 from outrider_edge.agent.update.selftest import make_golden
-from outrider_edge.device import bundled_pack
 from outrider_shared.fleet.desired import Assignment, Config, Desired
 from outrider_shared.fleet.messages import Command, CommandName, Reported, Telemetry, UpdateState
 from outrider_shared.fleet.mqtt import MqttBroker
+from outrider_shared.packs import bundled_pack
 from support.artifacts import artifact_server
 from support.daemon import CHAT, cloud, daemon
 from support.mosquitto import new_fleet, running

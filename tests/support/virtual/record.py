@@ -11,11 +11,10 @@ from outrider_cloud.build import build_engine
 from outrider_cloud.engine.config import EngineConfig
 from outrider_cloud.generate import generate
 from outrider_edge.compare import BUNDLED, read_requests
-from outrider_edge.device import bundled_pack
-from outrider_edge.draft.drafter import ModelDrafter
-from outrider_edge.draft.runtime import DraftModel
 from outrider_shared.chat import render_chat
-from outrider_shared.packs import read_pack
+from outrider_shared.drafting.drafter import ModelDrafter
+from outrider_shared.drafting.runtime import DraftModel
+from outrider_shared.packs import bundled_pack, read_pack
 from outrider_shared.sampling import SamplingParams
 from support.virtual.pair import FOLDER, GREEDY, WARM
 

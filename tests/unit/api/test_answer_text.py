@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 from outrider_edge.api.answer_text import AnswerText
 from outrider_edge.api.stops import StopScanner
 from outrider_edge.api.token_text import TextStream, Vocabulary
-from outrider_edge.device import bundled_pack
 from outrider_edge.session.events import Origin, Token
+from outrider_shared.packs import bundled_pack
 
 _tokenizer = functools.cache(lambda: Tokenizer.from_file(str(bundled_pack() / "tokenizer.json")))
 _vocabulary = functools.cache(lambda: Vocabulary(_tokenizer(), [END]))

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from outrider_edge.api.token_text import Vocabulary
 from outrider_edge.api.tool_calls import FORMATS, CallDelta, ToolCallReader, tool_format
-from outrider_edge.device import bundled_pack
+from outrider_shared.packs import bundled_pack
 
 TAGGED, LISTED, BARE = FORMATS
 ONE = '{"name": "Set", "arguments": {"to": "a }b\\" [", "at": [1, {"x": null}]}}'

@@ -9,13 +9,12 @@ import pytest
 from click.testing import CliRunner
 
 from outrider_edge.cli import edge
-from outrider_edge.device import bundled_pack
 from outrider_edge.draft import timing
 from outrider_edge.draft.profile import Acceptance, chosen_pack, expected_rate
-from outrider_edge.draft.runtime import DraftModel
 from outrider_edge.draft.timing import pass_times, seconds_for
+from outrider_shared.drafting.runtime import DraftModel
 from outrider_shared.errors import ConfigError
-from outrider_shared.packs import read_pack, write_manifest
+from outrider_shared.packs import bundled_pack, read_pack, write_manifest
 
 
 def test_the_rate_counts_draft_time_and_the_clouds_share():

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from outrider_cloud.pack import export
 from outrider_cloud.pack.export import Request, export_pack
-from outrider_edge.draft import runtime as runtime_module
-from outrider_edge.draft.runtime import MAX_ROWS, DraftModel, DraftRuntime
+from outrider_shared.drafting import runtime as runtime_module
+from outrider_shared.drafting.runtime import MAX_ROWS, DraftModel, DraftRuntime
 from outrider_shared.errors import ConfigError, DraftError, InternalError, PackError
 from outrider_shared.packs import Precision, describe_files, read_pack, write_manifest
 from unit.pack.tiny import CONFIGS, VOCAB, write_hollow_pack, write_model

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from outrider_edge.draft.slots import MASKED, Slots
+from outrider_shared.drafting.slots import MASKED, Slots
 from outrider_shared.errors import DraftError
 
 

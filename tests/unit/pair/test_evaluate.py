@@ -11,7 +11,6 @@ from click.testing import CliRunner
 from outrider_cloud.build import build_engine
 from outrider_cloud.engine.config import EngineConfig
 from outrider_cloud.generate import generate
-from outrider_edge.device import bundled_pack
 from outrider_edge.session.events import GenerateRequest
 from outrider_edge.session.policy import DraftPolicy
 from outrider_pair.cli import evaluate
@@ -20,7 +19,7 @@ from outrider_pair.rounds import answer
 from outrider_pair.tables import tables
 from outrider_shared.calibration import Calibrations
 from outrider_shared.errors import ConfigError, MismatchError
-from outrider_shared.packs import read_pack
+from outrider_shared.packs import bundled_pack, read_pack
 from outrider_shared.sampling import SamplingParams
 from outrider_shared.sampling.rule import Guess
 

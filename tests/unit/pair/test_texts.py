@@ -8,10 +8,9 @@ import pytest
 import zstandard
 from tokenizers import Tokenizer
 
-from outrider_edge.device import bundled_pack
 from outrider_pair.texts import read_texts
 from outrider_shared.errors import ConfigError
-from outrider_shared.packs import read_pack
+from outrider_shared.packs import bundled_pack, read_pack
 
 ROWS = [
     {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}], "devices": ["Lamp"]},

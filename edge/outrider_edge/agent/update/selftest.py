@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tokenizers import Tokenizer
 
-from outrider_edge.draft.runtime import DraftModel, DraftRuntime
+from outrider_shared.drafting.runtime import DraftModel, DraftRuntime
 from outrider_shared.errors import OutriderError, SelfTestError
 from outrider_shared.fleet.artifact import Golden
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider_edge.device import bundled_pack
-from outrider_edge.draft import drafter as module
-from outrider_edge.draft.drafter import ModelDrafter
-from outrider_edge.draft.held import Held
-from outrider_edge.draft.runtime import DraftModel
+from outrider_shared.drafting import drafter as module
+from outrider_shared.drafting.drafter import ModelDrafter
+from outrider_shared.drafting.held import Held
+from outrider_shared.drafting.runtime import DraftModel
+from outrider_shared.packs import bundled_pack
 from outrider_shared.sampling import SamplingParams
 
 PATHS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=20)

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from outrider_edge.draft.slots import Slots
-from outrider_edge.draft.weights import check_signature, open_session
+from outrider_shared.drafting.slots import Slots
+from outrider_shared.drafting.weights import check_signature, open_session
 from outrider_shared.errors import ConfigError, DraftError, InternalError
 from outrider_shared.packs import Pack, read_pack
 

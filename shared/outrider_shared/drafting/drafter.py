@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from outrider_edge.draft.held import Held
-from outrider_edge.draft.runtime import MAX_ROWS
+from outrider_shared.drafting.held import Held
+from outrider_shared.drafting.runtime import MAX_ROWS
 from outrider_shared.sampling.rule import Guess, guess
 from outrider_shared.sampling.shape import shaped
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from outrider_edge.draft.runtime import DraftRuntime
+    from outrider_shared.drafting.runtime import DraftRuntime
     from outrider_shared.sampling import SamplingParams
 
 # Slots of branches that are kept in case they are gone on with.
