@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from outrider_cloud.pack.check import check_graph
-from outrider_shared.packs import Pack, read_pack, tokenizer_fingerprint
+from outrider_shared.packs import Pack, bundled_pack, read_pack, tokenizer_fingerprint
 
 CLOUD = Path(str(files("outrider_cloud"))) / "bundled"
 
 
 @pytest.fixture(scope="module")
 def bundled() -> Pack:
-    return read_pack(Path(str(files("outrider_edge"))) / "bundled" / "draft")
+    return read_pack(bundled_pack())
 
 
 def test_it_is_small_enough_to_ship(bundled: Pack):
