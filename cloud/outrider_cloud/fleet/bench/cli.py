@@ -16,7 +16,6 @@ from outrider_cloud.fleet.bench.load import LoadPlan, bench_load
 from outrider_cloud.fleet.bench.place import place
 from outrider_cloud.fleet.bench.registry import RegistryPlan, bench_registry
 from outrider_cloud.fleet.bench.update import UpdatePlan, bench_update
-from outrider_cloud.fleet.demo.setting import bundled_draft
 from outrider_shared.cli import TypedErrors
 from outrider_shared.logs import configure_logs
 
@@ -164,7 +163,7 @@ def load(*, out: Path | None, as_json: bool, **plan: Any) -> None:
 def update(*, out: Path | None, as_json: bool, **plan: Any) -> None:
     """Answers of a device while its draft is updated, beside those while it is not, in turns."""
     with _console.status("preparing") as status:
-        result = bench_update(UpdatePlan(**plan), bundled_draft(), status.update)
+        result = bench_update(UpdatePlan(**plan), bundled_pack(), status.update)
     told(result, {}, out, as_json=as_json)
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from outrider_cloud.fleet.demo.processes import Processes
-from outrider_cloud.fleet.demo.setting import DEVICE, Setting, Stage, bundled_draft
+from outrider_cloud.fleet.demo.setting import DEVICE, Setting, Stage
 from outrider_cloud.fleet.demo.story import Check, Story
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _DEFAULT = Setting(Path())
 def demo(*, devices: int, telemetry_s: float, page_port: int, hold: bool, as_json: bool) -> None:
     """Run a whole fleet on this machine: a good draft goes out, a bad one is stopped and taken back."""
     console, began = Console(highlight=False, stderr=as_json), time.monotonic()
-    setting = Setting(bundled_draft(), devices, telemetry_s, page_port)
+    setting = Setting(bundled_pack(), devices, telemetry_s, page_port)
 
     def say(text: str) -> None:
         style = "bold cyan" if text.startswith("$") else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from outrider_cloud.fleet.demo.packs import disturbed
 from outrider_cloud.fleet.demo.processes import Processes, free_port, listens
 from outrider_cloud.fleet.home import ADMIN_TOKEN, FleetHome, Settings
 from outrider_cloud.fleet.operate import Client
-from outrider_shared.errors import ConfigError, InternalError, OutriderError
+from outrider_shared.errors import InternalError, OutriderError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -154,15 +153,3 @@ def until(stage: Stage, found: Callable[[], bool], seconds: float, pause_s: floa
         stage.check()
         time.sleep(pause_s)
     return True
-
-
-def bundled_draft() -> Path:
-    """The pack in the edge's package; the cloud imports nothing of it.
-
-    Raises:
-        ConfigError: if no edge is installed.
-    """
-    found = importlib.util.find_spec("outrider_edge")
-    if found is None or not found.submodule_search_locations:
-        raise ConfigError("this runs an edge, too", hint="pip install 'outrider[cloud,edge,fleet,train]'")
-    return Path(found.submodule_search_locations[0]) / "bundled" / "draft"
