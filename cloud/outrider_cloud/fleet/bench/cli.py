@@ -18,6 +18,7 @@ from outrider_cloud.fleet.bench.registry import RegistryPlan, bench_registry
 from outrider_cloud.fleet.bench.update import UpdatePlan, bench_update
 from outrider_shared.cli import TypedErrors
 from outrider_shared.logs import configure_logs
+from outrider_shared.packs import bundled_pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable

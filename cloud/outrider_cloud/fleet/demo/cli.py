@@ -18,6 +18,7 @@ from rich.markup import escape
 from outrider_cloud.fleet.demo.processes import Processes
 from outrider_cloud.fleet.demo.setting import DEVICE, Setting, Stage
 from outrider_cloud.fleet.demo.story import Check, Story
+from outrider_shared.packs import bundled_pack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

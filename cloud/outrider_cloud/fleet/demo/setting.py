@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from outrider_cloud.fleet.artifacts.publish import publish, read_golden
@@ -19,6 +18,7 @@ from outrider_shared.errors import InternalError, OutriderError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 DEVICE = "kitchen-1"
 _FLEET, _EDGE, _CLOUD = "outrider_cloud.fleet.cli", "outrider_edge.cli", "outrider_cloud.cli"
