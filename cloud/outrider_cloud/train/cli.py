@@ -25,11 +25,12 @@ from outrider_cloud.train.options import (
     STEPS,
     TARGET,
     WORK,
+    check_out,
     distilling,
-    empty_or_forced,
     model_folder,
     overrides,
     recipe_option,
+    start_anew,
     tell,
     teller,
     work_folder,
@@ -51,6 +52,7 @@ def train() -> None:
 @WORK
 @STEPS
 @COMPILE
+@click.option("--init", help="Model folder to go on from, with its tokenizer ('bundled': the target that ships).")
 @click.option("--tokenizer", help="Folder or tokenizer.json to use instead of training one.")
 @SET
 @SKIP
@@ -64,11 +66,15 @@ def target(config: str, data: tuple[Path, ...], out: Path, work: Path | None, se
     from outrider_cloud.train.texts.documents import Reading  # noqa: PLC0415
 
     recipe = read_recipe(TargetRecipe, config, overrides(sets, **flags))
-    place = work_folder(out, work, force=force)
+    check_out(out, force=force, holds="config.json")
+    place = work_folder(out, work)
     with joined() as world:
+        if force:
+            start_anew(place, world)
         say = teller(world, as_json=as_json)
         figures = TargetRun(recipe, data, out, place, world, Reading(skip_broken), say).run()
-        say(f"{out}: {figures['parameters'] / 1e6:.2f} M parameters, held-out loss {figures['valid']:.3f} nats")
+        before = f"{figures['before']['valid']:.3f} -> " if "before" in figures else ""
+        say(f"{out}: {figures['parameters'] / 1e6:.2f} M parameters, held-out loss {before}{figures['valid']:.3f} nats")
         tell(figures | {"path": str(out)}, world, as_json=as_json)
 
 
@@ -91,16 +97,18 @@ def draft(target_folder: Path, config: str, data: tuple[Path, ...], out: Path, w
     from outrider_cloud.train.runs.draft import DraftRun  # noqa: PLC0415
     from outrider_cloud.train.settings import DraftRecipe, read_recipe  # noqa: PLC0415
     from outrider_cloud.train.texts.documents import Reading  # noqa: PLC0415
-    from outrider_shared.packs import Precision  # noqa: PLC0415
+    from outrider_shared.packs import MANIFEST, Precision  # noqa: PLC0415
 
     over = overrides(sets, **flags)
     if keep:
         over |= {f"student.keep.{name}": value for name, value in vars(Keep.parse(keep)).items()}
     recipe = read_recipe(DraftRecipe, config, over)
     folder = model_folder(target_folder)
-    place = work_folder(out, work, force=force)
-    empty_or_forced(out, force=force)
+    check_out(out, force=force, holds=MANIFEST)
+    place = work_folder(out, work)
     with joined() as world:
+        if force:
+            start_anew(place, world)
         say = teller(world, as_json=as_json)
         figures = DraftRun(folder, recipe, data, place, world, Reading(skip_broken), say).run()
         if world.leads:
@@ -130,16 +138,18 @@ def replay(target_folder: Path, config: str, data: tuple[Path, ...], out: Path, 
     from outrider_cloud.train.settings import ReplayRecipe, read_recipe  # noqa: PLC0415
     from outrider_cloud.train.texts.documents import Reading  # noqa: PLC0415
     from outrider_cloud.train.texts.reported import ReportedSource  # noqa: PLC0415
-    from outrider_shared.packs import Precision  # noqa: PLC0415
+    from outrider_shared.packs import MANIFEST, Precision  # noqa: PLC0415
 
     recipe = read_recipe(ReplayRecipe, config, overrides(sets, **flags))
     folder = model_folder(target_folder)
     before = Path(f"{pack}.work")
     start = draft_folder or (bundled_draft() if pack == BUNDLED else before / "draft")
-    place = work_folder(out, work, force=force)
-    empty_or_forced(out, force=force)
+    check_out(out, force=force, holds=MANIFEST)
+    place = work_folder(out, work)
     source = ReportedSource(store, folder, recipe.replay, recipe.data.longest, skip_others)
     with joined() as world:
+        if force:
+            start_anew(place, world)
         say = teller(world, as_json=as_json)
         run = ReplayRun(folder, start, before, recipe, data, source, place, world, Reading(skip_broken), say)
         figures = run.run()
@@ -181,7 +191,7 @@ def prune(target_folder: Path, keep: str, data: tuple[Path, ...], out: Path, pro
     from outrider_cloud.train.runs.prune import prune_folder  # noqa: PLC0415
     from outrider_cloud.train.texts.documents import Reading  # noqa: PLC0415
 
-    empty_or_forced(out, force=force)
+    check_out(out, force=force, holds="config.json")
     folder = model_folder(target_folder)
     report = prune_folder(folder, Keep.parse(keep), data, out, prompts, Reading(skip_broken))
     console = Console(stderr=as_json)

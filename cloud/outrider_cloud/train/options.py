@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 
 from outrider_shared.errors import ConfigError
+from outrider_shared.files import check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,18 +74,38 @@ def model_folder(target: Path) -> Path:
     return bundled_model() if str(target) == BUNDLED else target
 
 
-def empty_or_forced(out: Path, *, force: bool) -> None:
-    """Nothing stands where something is to be written. Raises ConfigError."""
-    if out.exists() and any(out.iterdir()) and not force:
-        raise ConfigError(f"{out} exists", hint="--force replaces it")
+def check_out(out: Path, *, force: bool, holds: str) -> None:
+    """Something can be written at --out, and what it replaces is of the same kind.
+
+    Args:
+        out: Where.
+        force: Whether what is there may be replaced.
+        holds: File by which a pack or a model folder is known.
+
+    Raises:
+        ConfigError: something is in the way.
+        StorageError: nothing can be written there.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file", hint="--out takes a folder")
+    if out.exists() and any(out.iterdir()):
+        if not force:
+            raise ConfigError(f"{out} exists", hint="--force replaces it and starts anew")
+        if not (out / holds).is_file():
+            raise ConfigError(f"{out} holds no {holds}: --force does not replace it", hint="choose another --out")
+    check_writable(out.with_name(f".{out.name}.new"))
 
 
-def work_folder(out: Path, folder: Path | None, *, force: bool) -> Path:
-    """The folder of texts and checkpoints; --force removes what an earlier run left there."""
-    place = folder or out.with_name(f"{out.name}.work")
-    if force and (place / "checkpoint.pt").exists():
+def work_folder(out: Path, folder: Path | None) -> Path:
+    """The folder of texts and checkpoints."""
+    return folder or out.with_name(f"{out.name}.work")
+
+
+def start_anew(place: Path, world: World) -> None:
+    """Remove what an earlier run left in a work folder; a folder without a checkpoint is nobody's run."""
+    if world.leads and (place / "checkpoint.pt").exists():
         shutil.rmtree(place)
-    return place
+    world.wait()
 
 
 def teller(world: World, *, as_json: bool) -> Callable[[str], None]:

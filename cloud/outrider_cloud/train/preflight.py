@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
@@ -13,8 +14,6 @@ from outrider_shared.errors import ConfigError, MismatchError, ModelError
 from outrider_shared.packs import tokenizer_fingerprint
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from outrider_cloud.train.distil.distillation import DistilConfig
 
 # Model types that `outrider pack` is known to export.
@@ -24,11 +23,11 @@ _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attentio
 _SPARE_BYTES = 64 << 20
 
 
-def check_target(folder: Path) -> Any:
+def check_target(folder: Path, flag: str = "--target") -> Any:
     """The configuration of a target that the cloud can serve. Raises ConfigError, ModelError."""
     for needed in ("config.json", "tokenizer.json"):
         if not (folder / needed).is_file():
-            raise ConfigError(f"{folder} has no {needed}", hint="--target takes a Hugging Face model folder")
+            raise ConfigError(f"{folder} has no {needed}", hint=f"{flag} takes a Hugging Face model folder")
     try:
         config = AutoConfig.from_pretrained(folder)
     except Exception as error:
@@ -50,17 +49,58 @@ def check_new_target(config: Any) -> None:
     conformance.check(config)
 
 
+def check_start(folder: Path, told: dict[str, Any], tokenizer: str) -> None:
+    """A target to go on from is what the recipe says it is. Raises ConfigError, MismatchError, ModelError.
+
+    Args:
+        folder: The target.
+        told: The recipe's fields of a configuration; none says nothing.
+        tokenizer: The recipe's tokenizer; likewise.
+    """
+    theirs = check_target(folder, "--init").to_dict()
+    if told:
+        try:
+            ours, plain = (AutoConfig.for_model(**each).to_dict() for each in (told, _kind_of(told)))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigError(f"the recipe's [model] makes no model: {error}") from error
+        wanted = {name for name, value in ours.items() if name in told or value != plain.get(name)}
+        for name in sorted(wanted):
+            if theirs.get(name) != ours[name]:
+                raise MismatchError(
+                    f"{name} is {ours[name]!r} in the recipe's [model], {theirs.get(name)!r} in {folder}",
+                    hint="what goes on from a folder has its sizes: leave [model] out",
+                )
+    if tokenizer:
+        given = Path(tokenizer)
+        check_tokenizer(
+            given if given.is_dir() else given.parent, folder, hint="leave `tokenizer` out: it is the folder's"
+        )
+
+
+def _kind_of(told: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in told.items() if name == "model_type"}
+
+
 def check_student(folder: Path, target: Path) -> None:
     """A draft folder to go on from speaks the target's tokens. Raises ConfigError, MismatchError."""
     if not (folder / "config.json").is_file():
         raise ConfigError(f"no model folder at {folder}", hint="init is prune, scratch, or a Hugging Face folder")
-    theirs = target / "tokenizer.json"
-    ours = folder / "tokenizer.json"
+    hint = "a draft must speak the target's tokens: start from scratch, or by pruning the target"
+    check_tokenizer(folder, target, hint=hint)
+
+
+def check_tokenizer(folder: Path, other: Path, *, hint: str) -> None:
+    """Two folders have the same tokenizer. Raises MismatchError."""
+    ours, theirs = folder / "tokenizer.json", other / "tokenizer.json"
     if not ours.is_file() or tokenizer_fingerprint(ours.read_bytes()) != tokenizer_fingerprint(theirs.read_bytes()):
-        raise MismatchError(
-            f"the tokenizer of {folder} is not that of {target}",
-            hint="a draft must speak the target's tokens: start from scratch, or by pruning the target",
-        )
+        raise MismatchError(f"the tokenizer of {folder} is not that of {other}", hint=hint)
+
+
+def check_longest(longest: int, config: Any, whose: str) -> None:
+    """No text is longer than the context of the model that learns it, or writes it. Raises ConfigError."""
+    context = config.get_text_config().max_position_embeddings
+    if not 1 < longest <= context:
+        raise ConfigError(f"data.longest is {longest}, the {whose}'s context {context}")
 
 
 def check_shape(shape: dict[str, Any]) -> None:

@@ -94,7 +94,8 @@ class TargetRecipe:
     """How a target is made from texts.
 
     Attributes:
-        model: Fields of a Hugging Face configuration, `model_type` among them.
+        init: Model folder to go on from (`bundled`: the target that ships), with its tokenizer; empty: fresh weights.
+        model: Fields of a Hugging Face configuration, `model_type` among them; with `init`, those told must be its own.
         vocabulary: Size of a tokenizer to train on the texts; 0: `tokenizer` is given.
         tokenizer: Path of a tokenizer.json, or a folder with one.
         tokens_per_batch: Padding included.
@@ -103,6 +104,7 @@ class TargetRecipe:
     """
 
     data: DataConfig = field(default_factory=DataConfig)
+    init: str = ""
     model: dict[str, Any] = field(default_factory=dict)
     vocabulary: int = 4096
     tokenizer: str = ""

@@ -50,15 +50,43 @@ def read_model(folder: Path, device: torch.device | str = "cpu") -> Any:
     return model.to(device)
 
 
-def write_model(model: nn.Module, folder: Path, beside: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write a model folder; tokenizer, template and generation settings are those of `beside`. Raises StorageError."""
+def write_model(
+    model: nn.Module,
+    folder: Path,
+    beside: Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    told: dict[str, Any] | None = None,
+) -> None:
+    """Write a model folder, whole or not at all.
+
+    Args:
+        model: What to write.
+        folder: Where; files of the same names are replaced.
+        beside: The folder whose tokenizer, template and generation settings it gets.
+        dtype: How weights are kept.
+        told: JSON files to lie beside the weights, by name.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
     transformers_logging.disable_progress_bar()
+    part = folder.with_name(f".{folder.name}.part")
     with storage_errors(folder):
-        _write(model, folder, beside, dtype)
+        shutil.rmtree(part, ignore_errors=True)
+        try:
+            part.mkdir(parents=True)
+            _write(model, part, beside, dtype)
+            for name, value in (told or {}).items():
+                (part / name).write_text(json.dumps(value, indent=1) + "\n")
+            folder.mkdir(exist_ok=True)
+            for path in sorted(part.iterdir(), key=lambda each: each.name == "config.json"):  # by it a folder is known
+                path.replace(folder / path.name)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _write(model: nn.Module, folder: Path, beside: Path, dtype: torch.dtype) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     whole: Any = model
     kept = {name: value.detach().to(dtype).cpu().contiguous() for name, value in model.state_dict().items()}
     if whole.config.tie_word_embeddings:
@@ -69,5 +97,5 @@ def _write(model: nn.Module, folder: Path, beside: Path, dtype: torch.dtype) -> 
     config["dtype"] = str(dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for name in _BESIDE:
-        if (beside / name).is_file() and beside.resolve() != folder.resolve():
+        if (beside / name).is_file():
             shutil.copyfile(beside / name, folder / name)

@@ -24,7 +24,6 @@ from outrider_cloud.train.texts.course import ShardCourse
 from outrider_cloud.train.texts.documents import Reading
 from outrider_cloud.train.texts.sources import NoSource, take
 from outrider_shared.chat import read_chat_template
-from outrider_shared.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,8 +99,7 @@ class DraftRun:
         if student.init == "scratch":
             preflight.check_shape(student.shape)
         longest = self.recipe.data.longest
-        if longest > text.max_position_embeddings:
-            raise ConfigError(f"data.longest is {longest}, the target's context {text.max_position_embeddings}")
+        preflight.check_longest(longest, text, "target")
         preflight.check_disk(
             self.work,
             preflight.distillation_bytes(self.recipe.distil, longest, text.vocab_size),

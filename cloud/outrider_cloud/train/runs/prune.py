@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +46,5 @@ def prune_folder(
         shard = Distillation(model, model, source, ends, config, FitConfig(1), Path(scratch)).base_shard()
         course = ShardCourse(shard, _TOKENS, seed=1)
         small, report = prune(model, [course.batch(step) for step in range(_BATCHES)], keep)
-    write_model(small, out, folder)
-    (out / "pruning.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_model(small, out, folder, told={"pruning.json": report})
     return report

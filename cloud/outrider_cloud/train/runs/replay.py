@@ -114,8 +114,7 @@ class ReplayRun:
         distil, longest = self.recipe.distil, self.recipe.data.longest
         if distil.loss == "text":
             raise ConfigError("replay learns what the target would have said, by a divergence", hint="--loss mix")
-        if longest > config.max_position_embeddings:
-            raise ConfigError(f"data.longest is {longest}, the target's context {config.max_position_embeddings}")
+        preflight.check_longest(longest, config, "target")
         counted = self.source.count()
         needed = preflight.distillation_bytes(distil, longest, config.vocab_size)
         needed += counted.tokens * (5 + 6 * distil.top_k)

@@ -12,10 +12,11 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from outrider_cloud.model.loading import model_folder
 from outrider_cloud.train import preflight
 from outrider_cloud.train.home.texts import read_texts
 from outrider_cloud.train.loop.fit import Fit
-from outrider_cloud.train.loop.folders import weights_dtype, write_model
+from outrider_cloud.train.loop.folders import read_model, weights_dtype, write_model
 from outrider_cloud.train.loop.losses import mean_loss, text_loss
 from outrider_cloud.train.runs.inputs import source_of
 from outrider_cloud.train.texts.chat import END, PAD, render
@@ -57,12 +58,15 @@ class TargetRun:
         if not self.data:
             raise ConfigError("no texts to train on", hint="--data FILE or --data DIR")
         weights_dtype(self.recipe.dtype)
+        if self.init is not None:
+            preflight.check_start(self.init, self.recipe.model, self.recipe.tokenizer)
         self.work.mkdir(parents=True, exist_ok=True)
         if self.world.leads:
             self._tokenizer()
         self.world.wait()
         tokenizer = Tokenizer.from_file(str(self.work / "tokenizer.json"))
         model = self._model(tokenizer)
+        preflight.check_longest(self.recipe.data.longest, model.config, "model")
         preflight.check_disk(self.work, self._text_bytes(), sum(p.numel() for p in model.parameters()))
         source = source_of(self.recipe.data, self.data, tokenizer, read_chat_template(self.work), self.reading, ())
         shard, held_out = self._shards(source, tokenizer)
@@ -70,19 +74,28 @@ class TargetRun:
         batches = self._validation(held_out)
         validate = partial(_validate, batches=batches)
         fit = Fit(model, course, text_loss, self.recipe.fit, self.work, validate, world=self.world)
+        before = {} if self.init is None else {"before": validate(model.eval())}
         fit.run()
-        figures = {"steps": fit.step, "parameters": sum(p.numel() for p in model.parameters()), **validate(model)}
+        figures = {"steps": fit.step, "parameters": sum(p.numel() for p in model.parameters()), **before}
+        figures |= validate(model.eval())
         if self.world.leads:
-            write_model(model.cpu(), self.out, self.work, weights_dtype(self.recipe.dtype))
-            (self.out / "training.json").write_text(json.dumps(figures, indent=1) + "\n")
+            dtype = weights_dtype(self.recipe.dtype)
+            write_model(model.cpu(), self.out, self.work, dtype, told={"training.json": figures})
         self.world.wait()
         return figures
 
+    @property
+    def init(self) -> Path | None:
+        """The folder to go on from; None for fresh weights."""
+        return model_folder(self.recipe.init) if self.recipe.init else None
+
     def _tokenizer(self) -> None:
         """Put tokenizer, its settings and the chat template into the work folder: given ones, or new ones."""
-        given = Path(self.recipe.tokenizer) if self.recipe.tokenizer else None
+        given = Path(self.recipe.tokenizer) if self.recipe.tokenizer else self.init
         path = self.work / "tokenizer.json"
         if path.exists():
+            if self.init is not None:
+                preflight.check_tokenizer(self.work, self.init, hint="--force starts anew")
             return
         if given is not None:
             folder = given if given.is_dir() else given.parent
@@ -108,6 +121,9 @@ class TargetRun:
             yield document.text or "\n".join(str(message.get("content")) for message in document.messages)
 
     def _model(self, tokenizer: Tokenizer) -> nn.Module:
+        if self.init is not None:
+            whole: nn.Module = read_model(self.init)
+            return whole
         fields = dict(self.recipe.model)
         if "model_type" not in fields:
             raise ConfigError("the recipe's [model] has no model_type", hint='such as model_type = "llama"')
