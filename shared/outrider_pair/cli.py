@@ -176,7 +176,7 @@ def _machine() -> dict[str, Any]:
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "cpu": next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), platform.machine()),
         "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
+        "load": round(os.getloadavg()[0], 2),
         "torch": version("torch"),
         "onnxruntime": version("onnxruntime"),
     }

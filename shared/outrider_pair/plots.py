@@ -86,14 +86,25 @@ def draw_lines(
     return path
 
 
-def draw_bars(path: Path, series: Sequence[Series], *, title: str, y: str) -> Path:
-    """Groups of bars, one group per name on the axis and one colour per series, with whiskers for intervals."""
+def draw_bars(path: Path, series: Sequence[Series], *, title: str, y: str, ticks: Sequence[float] = ()) -> Path:
+    """Groups of bars, one group per name on the axis and one colour per series, with whiskers for intervals.
+
+    Args:
+        path: PNG file to write.
+        series: Bars; `x` are names.
+        title: Above the plot; likewise `y` beside the axis.
+        y: What lies upwards.
+        ticks: Of the vertical axis, which begins at the first; by default what fits the data, from nothing on.
+    """
     with _axes(path, title, "", y) as axes:
         width = 0.8 / len(series)
         for number, (colour, each) in enumerate(zip(_colours(len(series)), series, strict=True)):
             places = [i + (number - (len(series) - 1) / 2) * width for i in range(len(each.x))]
             axes.bar(places, each.y, width * 0.92, yerr=each.errors, capsize=2, color=colour, label=each.name)
         axes.margins(y=0.35)  # room for the legend, above the bars
+        if ticks:
+            axes.set_yticks(ticks)
+            axes.set_ylim(ticks[0], ticks[-1] + 0.35 * (ticks[-1] - ticks[0]))
         names = [str(name) for name in series[0].x]
         axes.set_xticks(range(len(names)), names)
     return path

@@ -15,13 +15,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1c2430}"
-    "h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}"
-    "table{border-collapse:collapse;font-variant-numeric:tabular-nums}"
-    "td,th{padding:.2rem .7rem;border-bottom:1px solid #dde2e8;text-align:right}"
-    "td:first-child,th:first-child{text-align:left}"
-    ".plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(24rem,1fr));gap:1rem}img{width:100%}"
-    "code{background:#f1f4f7;padding:.1rem .3rem;overflow-wrap:anywhere}.big{font-size:2rem;font-weight:600}"
+    ":root{color-scheme:light dark;--ink:#1c2430;--faint:#5b6675;--line:#dde2e8;--tint:#f1f4f7;--page:#fff}"
+    "@media(prefers-color-scheme:dark){:root{--ink:#e4e8ee;--faint:#9aa5b4;--line:#333c49;--tint:#232a34;--page:#161b22}}"
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;"
+    "color:var(--ink);background:var(--page)}"
+    "h1{font-size:1.5rem;line-height:1.25}h2{font-size:1.1rem;margin-top:2rem}"
+    ".wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}"
+    "td,th{padding:.2rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}"
+    "th{vertical-align:bottom;font-weight:600}"
+    "td:first-child,th:first-child{text-align:left;padding-left:0;position:sticky;left:0;background:var(--page)}"
+    "small,figcaption,.machine{color:var(--faint);font-size:.85em}"
+    ".plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(24rem,100%),1fr));gap:1.2rem}"
+    # Plots are drawn on white, whatever the page is.
+    "figure{margin:0}img{display:block;width:100%;border-radius:6px;background:#fff}figcaption{padding-top:.3rem}"
+    "code{background:var(--tint);padding:.1rem .3rem;border-radius:4px;overflow-wrap:anywhere}"
+    ".big{font-size:2rem;font-weight:600}"
 )
 
 
@@ -54,7 +62,10 @@ def _plots(result: dict[str, Any], folder: Path) -> list[tuple[str, Path]]:
     """(what it shows, file) of each plot."""
     packs = result["packs"]
     return [
-        ("Whiskers are 95 % bootstrap intervals over requests.", _by_domain(packs[0], folder / "domains.png")),
+        (
+            "Tokens per cloud step by domain; whiskers are 95 % bootstrap intervals over requests.",
+            _by_domain(packs[0], folder / "domains.png"),
+        ),
         ("Of the drafts that went so deep, how many were committed there.", _by_depth(packs[0], folder / "depth.png")),
         ("How often a guess of that margin was the target's choice.", _reliability(packs[0], folder / "margins.png")),
         ("What tells hits from misses; 0.5 is a coin.", _predictors(packs[0], folder / "predictors.png")),
@@ -110,7 +121,7 @@ def _predictors(pack: dict[str, Any], path: Path) -> Path:
         )
         for name, title in names.items()
     ]
-    return draw_bars(path, series, title="Telling hits from misses", y="AUC")
+    return draw_bars(path, series, title="Telling hits from misses", y="AUC", ticks=(0.5, 0.6, 0.7, 0.8, 0.9, 1.0))
 
 
 def _pass_times(packs: list[dict[str, Any]], path: Path) -> Path:
@@ -129,7 +140,7 @@ def _page(result: dict[str, Any], plots: list[tuple[str, Path]]) -> str:
     parts = [
         f"<h1>{_text(pack['name'])} ({_text(pack['precision'])}) drafting for {_text(target['name'])}</h1>",
         main,
-        f"<p><code>{_text(result['command'])}</code><br>{_text(result['machine'])}</p>",
+        f"<p><code>{_text(result['command'])}</code><br><span class=machine>{_text(result['machine'])}</span></p>",
         _calls(target["calls"]),
         "<h2>Acceptance</h2>",
         _acceptance(result),
@@ -143,7 +154,8 @@ def _page(result: dict[str, Any], plots: list[tuple[str, Path]]) -> str:
     ]
     title = f"Evaluation of {_text(pack['name'])}"
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>{title}</title><style>{_STYLE}</style>"
         f"<body>{''.join(parts)}</body></html>\n"
     )
 
@@ -167,17 +179,17 @@ def _compared(calls: dict[str, Any]) -> str:
 
 
 def _acceptance(result: dict[str, Any]) -> str:
-    rows = []
-    for pack in result["packs"]:
-        for cell in pack["acceptance"]:
-            named = f"{pack['precision']}, {cell['shape']}, T = {cell['temperature']:g}"
-            for domain, each in cell["domains"].items():
-                low, high = each["interval"]
-                rows.append(
-                    [named, domain, each["requests"], f"{each['tokens_per_step']:.2f}", f"{low:.2f} to {high:.2f}",
-                     f"{each['accepted_of_drafted']:.0%}"]
-                )  # fmt: skip
-    return _table(["drafts", "domain", "requests", "tokens/step", "95 %", "drafted nodes accepted"], rows)
+    """A line for each kind of drafts, a column for each domain."""
+    domains = list(result["packs"][0]["acceptance"][0]["domains"])
+    rows = [
+        [f"{pack['precision']}, {cell['shape']}, T = {cell['temperature']:g}"]
+        + [_Figure(cell["domains"][domain]) for domain in domains]
+        for pack in result["packs"]
+        for cell in pack["acceptance"]
+    ]
+    heads = [f"{name}, {result['packs'][0]['acceptance'][0]['domains'][name]['requests']} requests" for name in domains]
+    told = "<p><small>Tokens per step, its 95 % interval, and how many of the drafted nodes were accepted.</small></p>"
+    return told + _table(["drafts", *heads], rows)
 
 
 def _ratios(against: dict[str, Any] | None) -> str:
@@ -199,7 +211,17 @@ def _places(result: dict[str, Any]) -> str:
          *("-" if value is None else f"{value:.3f}" for value in each["auc"].values())]
         for pack in result["packs"] for t, each in pack["temperatures"].items()
     ]  # fmt: skip
-    heads = ["pack", "T", "places", "TV to the target", "accepted", "among two", "AUC margin", "probability", "entropy"]
+    heads = [
+        "pack",
+        "T",
+        "places",
+        "TV to the target",
+        "accepted",
+        "among two",
+        "AUC: margin",
+        "AUC: probability",
+        "AUC: entropy",
+    ]
     return _table(heads, rows)
 
 
@@ -214,17 +236,29 @@ def _bits(result: dict[str, Any]) -> str:
     return _table(heads, rows)
 
 
+class _Figure(dict[str, Any]):
+    """Tokens per step of a domain, as a cell of a table."""
+
+    def __str__(self) -> str:
+        low, high = self["interval"]
+        accepted = f"{self['accepted_of_drafted']:.0%}"
+        return f"{self['tokens_per_step']:.2f} <small>{low:.2f} to {high:.2f}, {accepted}</small>"
+
+
 def _table(heads: list[str], rows: list[list[Any]]) -> str:
-    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return "<table><tr>" + "".join(f"<th>{_text(head)}</th>" for head in heads) + f"</tr>{body}</table>"
+    cells = ("".join(f"<td>{each if isinstance(each, _Figure) else _text(each)}</td>" for each in row) for row in rows)
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
+    head = "".join(f"<th scope=col>{_text(each)}</th>" for each in heads)
+    return f"<div class=wide tabindex=0><table><tr>{head}</tr>{body}</table></div>"
 
 
 def _image(path: Path, told: str) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
-    image = f'<img alt="{_text(path.stem)}" src="data:image/png;base64,{data}">'
+    image = f'<img alt="{_text(told)}" src="data:image/png;base64,{data}">'
     return f"<figure>{image}<figcaption>{_text(told)}</figcaption></figure>"
 
 
 def _text(value: object) -> str:
-    shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-    return html.escape(shown)
+    if isinstance(value, dict):
+        return html.escape(", ".join(f"{k} {v:.1f}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items()))
+    return html.escape(str(value))

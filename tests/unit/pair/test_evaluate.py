@@ -22,6 +22,7 @@ from outrider_shared.errors import ConfigError, MismatchError
 from outrider_shared.packs import bundled_pack, read_pack
 from outrider_shared.sampling import SamplingParams
 from outrider_shared.sampling.rule import Guess
+from support.browser import VIEWS, Pages, chromium, fits, needs_chromium, shoot
 
 QUICK = ["--limit", "2", "--max-tokens", "16", "--temperature", "1", "--temperature", "0", "--json"]
 
@@ -102,6 +103,23 @@ def test_the_page_holds_its_plots_and_the_folder_every_key(result):
     assert page.count("data:image/png;base64,") == len(list(folder.glob("*.png"))) == 5
     assert "http" not in page
     assert json.loads((folder / "report.json").read_text()) == figures
+
+
+@needs_chromium
+def test_the_page_fits_a_phone_and_follows_the_scheme(result):
+    """Wide tables scroll in themselves; nothing is asked of a network."""
+    _, folder = result
+    with chromium() as browser:
+        pages = Pages(browser, (folder / "report.html").as_uri())
+        grounds = {}
+        for view in VIEWS:
+            page = pages.open(view)
+            assert fits(page), view
+            shoot(page, f"report-{view}", whole=True)
+            grounds[view] = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        pages.close()
+    assert grounds["light"] == "rgb(255, 255, 255)" != grounds["dark"] == grounds["phone"]
+    assert not pages.complaints
 
 
 def test_written_figures_are_in_the_manifest_and_steer_the_device(pack):
