@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import torch
 
-from outrider_cloud.drafts.model import DraftModel
+from outrider_cloud.drafts.build import build_draft
 from outrider_cloud.engine.cuda_runner import CudaRunner
 from outrider_cloud.engine.engine import Engine
 from outrider_cloud.engine.exactness import agreeing_buckets
@@ -18,11 +17,11 @@ from outrider_cloud.kernels.cuda.fit import check_fit
 from outrider_cloud.kernels.cuda.gpu import GpuLauncher, check_gpu
 from outrider_cloud.kernels.cuda.platform import cuda_platform
 from outrider_cloud.kernels.platform import cpu_platform
-from outrider_cloud.model.loading import BUNDLED, bundled_draft, load_model, model_folder
+from outrider_cloud.model.loading import load_model, model_folder
 from outrider_cloud.model.outline import outline
 from outrider_cloud.model.weights import Weights
 from outrider_cloud.parallel.world import World
-from outrider_shared.errors import ConfigError, MismatchError
+from outrider_shared.errors import ConfigError
 
 if TYPE_CHECKING:
     from outrider_cloud.engine.config import EngineConfig
@@ -64,7 +63,7 @@ def build_engine(
     Args:
         model: A Hugging Face folder, `bundled`, or a model that is loaded already.
         config: Sizes and policies.
-        draft: Model beside the target that drafts for sessions whose edge is late; likewise a folder or `bundled`.
+        draft: Model beside the target that drafts for sessions whose edge is late: a pack, a folder or `bundled`.
         shards: Parts that the model is computed in without a team: a team of as many shards gives the same bits.
         team: Processes that hold the model together; this one leads.
         placement: See `Placement`.
@@ -73,6 +72,7 @@ def build_engine(
         ConfigError: if a folder is no model, or there is no card that it fits onto.
         MismatchError: if draft and target do not share their tokens.
         ModelError: if the model cannot be served there, or with `config.exact` not bit for bit.
+        PackError: if the draft is a damaged pack.
     """
     world = team.world if team is not None else World(shards=shards, ordered=config.exact)
     runner = build_runner(model, config, world, **placement)
@@ -168,26 +168,3 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     if chosen not in _DTYPES:
         raise ConfigError(f"--dtype is {name!r}", hint=f"give one of {', '.join(_DTYPES)}")
     return _DTYPES[chosen]
-
-
-def build_draft(draft: str | Path | LoadedModel, target: LoadedModel, config: EngineConfig) -> DraftModel:
-    """A draft model on the target's platform, with KV memory of its own for as many tokens.
-
-    Raises:
-        ConfigError: if the folder is no model.
-        MismatchError: if draft and target do not share their tokens.
-    """
-    loaded = (
-        load_model(bundled_draft() if str(draft) == BUNDLED else draft) if isinstance(draft, (str, Path)) else draft
-    )
-    for name, ours, theirs in (
-        ("vocabulary", target.vocabulary, loaded.vocabulary),
-        ("tokenizer", target.tokenizer_sha256[:16], loaded.tokenizer_sha256[:16]),
-    ):
-        if ours != theirs:
-            raise MismatchError(
-                f"the {name} of the draft {loaded.name} is {theirs}, that of the target {target.name} {ours}",
-                hint="use a draft that was made for this target",
-            )
-    natural = dataclasses.replace(config, exact=False)  # a draft is a guess: its bits decide nothing
-    return DraftModel(ModelRunner(loaded, cpu_platform(exact=False), natural), natural)

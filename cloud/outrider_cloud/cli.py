@@ -90,7 +90,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--draft",
     default="none",
     show_default=True,
-    help="A draft model beside the target, for sessions whose edge is late: Hugging Face folder, 'bundled', or 'none'.",
+    help="A draft model beside the target, for sessions whose edge is late: pack, Hugging Face folder, 'bundled', or 'none'.",
 )
 @click.option(
     "--replay-dir",

@@ -69,13 +69,13 @@ class DraftAhead:
         """Start, for a step that should take `step_s`, unless it is this one's turn to go without."""
         assert self._task is None, "what was begun is gathered first"
         self._began = self._clock()
-        if not self._worth.turn() or not step_s > self._model.round_s:
+        if not self._worth.turn() or not step_s > self._model.seconds(1):
             return
         self._growths = growths()
         if self._growths:
             self._stop.clear()
             self._rested = None
-            until = self._began + step_s - self._model.round_s
+            until = self._began + step_s - self._model.seconds(len(self._growths))
             self._task = self._executor.submit(self._run, self._growths, until)
 
     def end(self, *, alike: bool) -> None:
@@ -107,7 +107,7 @@ class DraftAhead:
         task.result()
         used = sum(growth.graft(self._calibration) for growth in self._growths if growth.live)
         self.useful += used
-        self._worth.saved(used / len(self._growths) * self._model.round_s)
+        self._worth.saved(used / len(self._growths) * self._model.seconds(len(self._growths)))
 
     def _run(self, growths: Sequence[Growth], until: float) -> None:
         try:

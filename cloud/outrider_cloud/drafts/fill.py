@@ -170,12 +170,13 @@ class CloudDrafts:
         while count < room and self._model is not None:
             asking = sorted((g for g in growths if g.gain > 0.0), key=lambda g: -g.gain)[: room - count]
             expected = sum(growth.tokens for growth in growths)
-            if not asking or sum(g.gain for g in asking) * (step_s + spent_s) <= expected * model.round_s:
+            round_s = model.seconds(len(asking))
+            if not asking or sum(g.gain for g in asking) * (step_s + spent_s) <= expected * round_s:
                 break
             self.rounds += 1
             for growth, guess in zip(asking, self._guesses(model, [g.ask() for g in asking]), strict=True):
                 count += growth.take(guess, self.calibration.survival_of)
-            spent_s += model.round_s
+            spent_s += round_s
         for growth in growths:
             growth.graft(self.calibration)
 

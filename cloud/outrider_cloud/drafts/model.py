@@ -61,13 +61,10 @@ class Ask:
 
 
 class GuessModel(Protocol):
-    """A draft model, as those who ask see it.
+    """A draft model, as those who ask see it."""
 
-    Attributes:
-        round_s: What a round takes these days.
-    """
-
-    round_s: float
+    def seconds(self, asks: int) -> float:
+        """What a round with so many questions takes these days, prompts aside; 0 before the first."""
 
     def guess(self, asks: Sequence[Ask], width: int) -> list[Guess | None]:
         """One guess per question, None where it has nothing to say."""
@@ -100,9 +97,6 @@ class DraftModel:
         runner: The draft model, with its own KV memory.
         config: Of that runner.
         clock: Seconds.
-
-    Attributes:
-        round_s: What a round takes these days, prompts aside.
     """
 
     def __init__(
@@ -111,7 +105,11 @@ class DraftModel:
         self._runner, self._config, self._clock = runner, config, clock
         self._pool = BlockPool(config.blocks, config.block_size)
         self._held: OrderedDict[SessionId, _Held] = OrderedDict()
-        self.round_s = 0.0
+        self._round_s = 0.0
+
+    def seconds(self, asks: int) -> float:  # noqa: ARG002 - one forward for all
+        """See `GuessModel`."""
+        return self._round_s
 
     def guess(self, asks: Sequence[Ask], width: int) -> list[Guess | None]:
         """One guess per question; None where the draft's context or memory ends, or its prompt is not read yet."""
@@ -135,7 +133,7 @@ class DraftModel:
             guesses[index] = guess(logits[row], asks[index].length, asks[index].params, width)
         if len(batch.tokens) <= 4 * len(asks):
             taken = self._clock() - started
-            self.round_s += (taken - self.round_s) * (_FOLLOW if self.round_s else 1.0)
+            self._round_s += (taken - self._round_s) * (_FOLLOW if self._round_s else 1.0)
         return guesses
 
     def forget(self, session_id: SessionId) -> None:

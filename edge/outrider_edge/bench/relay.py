@@ -71,8 +71,8 @@ class Relay:
                     commit = pb.Commit(tokens=tokens, count=len(event.tokens), length=length)
                     await context.write(pb.DecodeResponse(commit=commit))
                 elif isinstance(event, Finished):
+                    self._record(event)  # first: whoever has the last commit reads the log
                     await context.write(pb.DecodeResponse(commit=_last(event, length)))
-                    self._record(event)
             await answer
         finally:
             answer.cancel()

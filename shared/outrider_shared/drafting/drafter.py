@@ -64,6 +64,10 @@ class ModelDrafter:
         logits = self._read(fresh, slot)
         return guess(shaped(logits[-1], tokens, params), len(tokens), params, width)
 
+    def missing(self, tokens: Sequence[int]) -> int:
+        """Rows that a proposal for what follows `tokens` computes: those not read yet, and the last."""
+        return len(tokens) - self._held.find(tokens[:-1])[1]
+
     def _full(self, fresh: int) -> bool:
         return len(self._held) + fresh > self._runtime.capacity
 

@@ -70,6 +70,11 @@ class DraftModel:
         check_signature(session, verified)
         return cls(verified, session)
 
+    @property
+    def default_capacity(self) -> int:
+        """KV slots of a runtime that was not told how many."""
+        return min(self.manifest.architecture.context_length, DEFAULT_CAPACITY)
+
     def new_runtime(self, capacity: int | None = None) -> DraftRuntime:
         """A runtime for one session, with its own KV cache of `capacity` slots.
 
@@ -81,7 +86,7 @@ class DraftModel:
         context = self.manifest.architecture.context_length
         if capacity is not None and not 1 <= capacity <= context:
             raise ConfigError(f"capacity {capacity} is not from 1 to the draft's context length {context}")
-        return DraftRuntime(self, capacity or min(context, DEFAULT_CAPACITY))
+        return DraftRuntime(self, capacity or self.default_capacity)
 
 
 class DraftRuntime:

@@ -92,15 +92,18 @@ class ScriptedRunner:
 class ScriptedDrafts:
     """Stands for the draft model beside the target.
 
-    Attributes:
+    Args:
         round_s: What a round takes.
     """
 
     def __init__(self, pair, round_s: float, loop) -> None:
-        self._pair, self._loop, self.round_s = pair, loop, round_s
+        self._pair, self._loop, self._round_s = pair, loop, round_s
+
+    def seconds(self, asks: int) -> float:
+        return self._round_s
 
     def guess(self, asks, width: int) -> list:
-        self._loop.ahead_s += self.round_s
+        self._loop.ahead_s += self._round_s
         return [self._pair.guess(ask.params.seed, ask.log + ask.tail, width) for ask in asks]
 
     def forget(self, session_id) -> None:

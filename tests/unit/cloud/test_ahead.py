@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider_cloud.build import build_draft
 from outrider_cloud.drafts.ahead import DraftAhead
+from outrider_cloud.drafts.build import build_draft
 from outrider_cloud.drafts.fill import CloudDrafts
 from outrider_cloud.drafts.growth import Growth
 from outrider_cloud.engine.config import EngineConfig
@@ -148,6 +148,9 @@ class Slow:
     def clock(self) -> float:
         return self.now
 
+    def seconds(self, asks):
+        return self.round_s
+
     def guess(self, asks, width):
         self.may_go.wait(10.0)
         self.rounds += 1
@@ -268,7 +271,7 @@ def test_drafting_beside_real_steps_changes_no_token(tiny: LoadedModel, tiny_fol
     run = rig.runner.run
 
     def slowly(batch, bucket=0):
-        time.sleep(max(0.02, 5.0 * model.round_s))
+        time.sleep(max(0.02, 5.0 * model.seconds(1)))
         return run(batch, bucket)
 
     rig.runner.run = slowly

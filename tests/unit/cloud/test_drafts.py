@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider_cloud.build import build_draft
+from outrider_cloud.drafts.build import build_draft
 from outrider_cloud.drafts.fill import CloudDrafts, source_of
 from outrider_cloud.drafts.lookup import PromptLookup
 from outrider_cloud.drafts.model import Ask
@@ -84,6 +84,9 @@ class Knowing:
 
     def __init__(self, answer, round_s: float) -> None:
         self.answer, self.round_s, self.rounds = answer, round_s, 0
+
+    def seconds(self, asks):
+        return self.round_s
 
     def guess(self, asks, width):
         self.rounds += 1

@@ -1,0 +1,73 @@
+"""Makes the draft model beside a target: from a pack, as devices have it, or from a Hugging Face folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from outrider_cloud.drafts.model import DraftModel
+from outrider_cloud.engine.runner import ModelRunner
+from outrider_cloud.kernels.platform import cpu_platform
+from outrider_cloud.model.loading import BUNDLED, LoadedModel, load_model
+from outrider_shared.errors import ConfigError, MismatchError
+from outrider_shared.packs import MANIFEST, bundled_pack, read_pack
+
+if TYPE_CHECKING:
+    from outrider_cloud.drafts.model import GuessModel
+    from outrider_cloud.engine.config import EngineConfig
+
+
+def build_draft(draft: str | Path | LoadedModel, target: LoadedModel, config: EngineConfig) -> GuessModel:
+    """A draft model on the processor, with KV memory of its own for as many tokens as the target has.
+
+    Args:
+        draft: A pack, which is quickest for a few sessions; a Hugging Face folder or a model that is loaded already,
+            computed for all sessions in one forward; or `bundled`, the pack that ships.
+        target: Beside which it is to draft.
+        config: The target's.
+
+    Raises:
+        ConfigError: the folder is no model, or a pack is given and there is no ONNX Runtime.
+        MismatchError: draft and target do not share their tokens.
+        PackError: the pack is damaged.
+    """
+    if isinstance(draft, LoadedModel):
+        return _paged(draft, target, config)
+    folder = bundled_pack() if str(draft) == BUNDLED else Path(draft)
+    if (folder / MANIFEST).exists():
+        return _packed(folder, target, config)
+    return _paged(load_model(folder), target, config)
+
+
+def _paged(loaded: LoadedModel, target: LoadedModel, config: EngineConfig) -> DraftModel:
+    _check_tokens(loaded.name, loaded.vocabulary, loaded.tokenizer_sha256, target)
+    natural = dataclasses.replace(config, exact=False)  # a draft is a guess: its bits decide nothing
+    return DraftModel(ModelRunner(loaded, cpu_platform(exact=False), natural), natural)
+
+
+def _packed(folder: Path, target: LoadedModel, config: EngineConfig) -> GuessModel:
+    pack = read_pack(folder)
+    manifest = pack.manifest
+    _check_tokens(manifest.name, manifest.architecture.vocab_size, manifest.tokenizer_fingerprint, target)
+    try:
+        from outrider_cloud.drafts.packed import PackedDraftModel  # noqa: PLC0415 - [cloud] alone has no ONNX Runtime
+        from outrider_shared.drafting import runtime  # noqa: PLC0415 - likewise
+    except ImportError as error:
+        raise ConfigError(
+            f"the pack {folder} cannot draft here, since {error.name} is missing",
+            hint="pip install onnxruntime, or give --draft a Hugging Face folder",
+        ) from error
+    return PackedDraftModel(runtime.DraftModel.load(pack), config.blocks * config.block_size)
+
+
+def _check_tokens(name: str, vocabulary: int, tokenizer: str, target: LoadedModel) -> None:
+    for what, ours, theirs in (
+        ("vocabulary", target.vocabulary, vocabulary),
+        ("tokenizer", target.tokenizer_sha256[:16], tokenizer[:16]),
+    ):
+        if ours != theirs:
+            raise MismatchError(
+                f"the {what} of the draft {name} is {theirs}, that of the target {target.name} {ours}",
+                hint="use a draft that was made for this target",
+            )
