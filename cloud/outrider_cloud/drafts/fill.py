@@ -5,7 +5,10 @@ Rules:
     * The draft model, if there is one, below the likeliest leaf of whoever gains: its own nodes, a lookup's or the
       edge's. A round (one forward for all of them) is run while it is expected to bring tokens faster than the step
       does without: sum of gains > tokens expected so far / (time of the step + time drafted) x time of a round.
+    * A text that it has not read yet is read before a step only if that takes a part of the step; else beside steps,
+      those that read the prompt for the target included.
     * While the target's step runs, it drafts on (`ahead`), as far as there is time.
+    * It rests for sessions whose device keeps up: whose drafts come so soon that the step waits for them.
     * Only rows that would stay empty are filled. As edges fill them, the work goes back to the edges.
     * A draft model that fails is let go: sessions lose its drafts, nothing else.
     * The last token of an answer is the target's own: nothing is drafted for it.
@@ -24,7 +27,7 @@ from outrider_cloud.drafts.ahead import DraftAhead
 from outrider_cloud.drafts.growth import Growth
 from outrider_cloud.drafts.lookup import PromptLookup
 from outrider_cloud.engine.events import Source
-from outrider_cloud.engine.schedule import WORTH_A_ROW
+from outrider_cloud.engine.schedule import SOON, WORTH_A_ROW
 from outrider_shared.calibration import Calibrations
 from outrider_shared.sampling.rule import Guess
 from outrider_shared.tree import UNNUMBERED
@@ -46,6 +49,8 @@ LOOKUP = "lookup"
 _WIDTH = 2
 # With a draft model at hand, a lookup must be this sure to go first.
 _SURE = 0.85
+# Reading for less than this part of a step is done before it, and wins several tokens at once.
+_READ_SHARE = 0.5
 # Ahead of a step, what is now unlikely may be likely behind it.
 _LEAST_AHEAD = 0.02
 
@@ -111,14 +116,15 @@ class CloudDrafts:
             if room > 0 and not session.tree.children:
                 room -= self._look_up(session, room)
         if self._model is not None and room > 0:
-            self._draft(self._model, drafted_for, room, step_s)
+            self._draft(self._model, [s for s in drafted_for if not s.keeps_up(SOON * step_s)], room, step_s)
         return time.perf_counter() - started
 
     def begin(self, works: Sequence[Work], step_s: float) -> None:
         """Draft on below what is about to run, until the step ends."""
         if self.ahead is None or self._room([work.session for work in works]) <= 0:
             return
-        sessions = [work.session for work in works if work.session.request.own_drafts and work.decodes]
+        soon_s = SOON * step_s
+        sessions = [s for s in (w.session for w in works) if s.request.own_drafts and not s.keeps_up(soon_s)]
         rows = self._config.max_draft_rows
         self.ahead.begin(lambda: [Growth(session, rows, _LEAST_AHEAD) for session in sessions], step_s)
 
@@ -166,6 +172,7 @@ class CloudDrafts:
 
     def _draft(self, model: GuessModel, sessions: Sequence[Session], room: int, step_s: float) -> None:
         growths = [Growth(session, self._config.max_draft_rows, WORTH_A_ROW) for session in sessions]
+        growths = [g for g in growths if g.gain > 0.0 and model.reading_s(g.ask()) <= _READ_SHARE * step_s]
         spent_s, count = 0.0, 0
         while count < room and self._model is not None:
             asking = sorted((g for g in growths if g.gain > 0.0), key=lambda g: -g.gain)[: room - count]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING
 
-from outrider_cloud.drafts.model import Ask
+from outrider_cloud.drafts.model import READING, Ask
 from outrider_cloud.engine.schedule import WORTH_A_ROW
 from outrider_cloud.engine.session import State
 
@@ -90,6 +90,8 @@ class Growth:
 
     def take(self, guess: Guess | None, survival_of: Callable[[Guess], float]) -> int:
         """Put the answer below the best leaf; returns how many nodes that makes. Without one nothing more is asked."""
+        if guess is READING:
+            return 0
         if guess is None or not guess.tokens:
             self._leaves.clear()
             return 0

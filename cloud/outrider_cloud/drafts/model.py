@@ -19,7 +19,7 @@ import numpy as np
 from outrider_cloud.engine.batch import Batch
 from outrider_cloud.engine.blocks import BlockPool
 from outrider_cloud.kernels.layout import Segment
-from outrider_shared.sampling.rule import guess
+from outrider_shared.sampling.rule import Guess, guess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,9 +30,12 @@ if TYPE_CHECKING:
     from outrider_cloud.engine.runner import ModelRunner
     from outrider_shared.ids import SessionId
     from outrider_shared.sampling import SamplingParams
-    from outrider_shared.sampling.rule import Guess
 
 _FOLLOW = 0.2
+# Rows of a session that a round usually adds; more are a text that was not read yet.
+USUAL_ROWS = 4
+# Not an answer yet: a part of the text was read, and more is left.
+READING = Guess((), (), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +69,11 @@ class GuessModel(Protocol):
     def seconds(self, asks: int) -> float:
         """What a round with so many questions takes these days, prompts aside; 0 before the first."""
 
+    def reading_s(self, ask: Ask) -> float:
+        """What must be read before this can be answered takes so long; 0 for what usually is new, and if unknown."""
+
     def guess(self, asks: Sequence[Ask], width: int) -> list[Guess | None]:
-        """One guess per question, None where it has nothing to say."""
+        """One guess per question: None where it has nothing to say, `READING` where it must be asked again for it."""
 
     def forget(self, session_id: SessionId) -> None:
         """Free what is held for a session."""
@@ -105,16 +111,23 @@ class DraftModel:
         self._runner, self._config, self._clock = runner, config, clock
         self._pool = BlockPool(config.blocks, config.block_size)
         self._held: OrderedDict[SessionId, _Held] = OrderedDict()
-        self._round_s = 0.0
+        self._round_s = self._row_s = 0.0
 
     def seconds(self, asks: int) -> float:  # noqa: ARG002 - one forward for all
         """See `GuessModel`."""
         return self._round_s
 
+    def reading_s(self, ask: Ask) -> float:
+        """See `GuessModel`."""
+        held = self._held.get(ask.session_id)
+        rows = ask.length - (0 if held is None else len(held.tokens))
+        return rows * self._row_s if rows > USUAL_ROWS else 0.0
+
     def guess(self, asks: Sequence[Ask], width: int) -> list[Guess | None]:
-        """One guess per question; None where the draft's context or memory ends, or its prompt is not read yet."""
+        """See `GuessModel`; None where the draft's context or memory ends."""
         started, asked = self._clock(), {ask.session_id for ask in asks}
         batch, answers, left = Batch([], [], [], [], [], []), dict[int, int](), self._config.row_budget
+        guesses: list[Guess | None] = [None] * len(asks)
         for index, ask in enumerate(asks):
             held = self._room_for(ask, asked) if left and ask.length <= self._runner.loaded.context_length else None
             if held is None:
@@ -125,15 +138,18 @@ class DraftModel:
             if len(held.tokens) == ask.length:
                 answers[index] = len(batch.sampled)
                 batch.sampled.append(len(batch.tokens) - 1)
-        guesses: list[Guess | None] = [None] * len(asks)
+            else:
+                guesses[index] = READING
         if not batch.tokens:
             return guesses
         logits = self._runner.run(batch).float().cpu().numpy()
         for index, row in answers.items():
             guesses[index] = guess(logits[row], asks[index].length, asks[index].params, width)
-        if len(batch.tokens) <= 4 * len(asks):
-            taken = self._clock() - started
+        taken = self._clock() - started
+        if len(batch.tokens) <= USUAL_ROWS * len(asks):
             self._round_s += (taken - self._round_s) * (_FOLLOW if self._round_s else 1.0)
+        else:
+            self._row_s += (taken / len(batch.tokens) - self._row_s) * (_FOLLOW if self._row_s else 1.0)
         return guesses
 
     def forget(self, session_id: SessionId) -> None:

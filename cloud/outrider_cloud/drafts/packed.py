@@ -10,8 +10,8 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from outrider_cloud.drafts.model import READING, USUAL_ROWS
 from outrider_shared.drafting.drafter import ModelDrafter
-from outrider_shared.drafting.runtime import MAX_ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from outrider_shared.sampling.rule import Guess
 
 _FOLLOW = 0.2
-# A pass that reads more than this is a prompt's, and tells nothing of the others.
-_USUAL_ROWS = 4
+# A text that was not read yet is read so many rows a round: it may be in the way of a step.
+_PIECE = 64
 
 
 class PackedDraftModel:
@@ -41,14 +41,20 @@ class PackedDraftModel:
         self._capacity = model.default_capacity
         self._most = max(1, kv_tokens // self._capacity)
         self._drafters: OrderedDict[SessionId, ModelDrafter] = OrderedDict()
-        self._pass_s = 0.0
+        self._pass_s = self._row_s = 0.0
 
     def seconds(self, asks: int) -> float:
         """See `GuessModel`."""
         return asks * self._pass_s
 
+    def reading_s(self, ask: Ask) -> float:
+        """See `GuessModel`."""
+        drafter = self._drafters.get(ask.session_id)
+        rows = ask.length if drafter is None else drafter.missing([*ask.log, *ask.tail])
+        return rows * self._row_s if rows > USUAL_ROWS else 0.0
+
     def guess(self, asks: Sequence[Ask], width: int) -> list[Guess | None]:
-        """One guess per question; None where the draft's context ends, or its prompt is not read yet."""
+        """See `GuessModel`; None where the draft's context ends."""
         return [self._guess(ask, width) for ask in asks]
 
     def forget(self, session_id: SessionId) -> None:
@@ -60,15 +66,14 @@ class PackedDraftModel:
             return None
         drafter, tokens = self._drafter_of(ask.session_id), [*ask.log, *ask.tail]
         missing = drafter.missing(tokens)
-        if missing > MAX_ROWS:
-            # A step waits for this: a long prompt is read piece by piece, a piece a round.
-            drafter.propose(tokens[: len(tokens) - missing + MAX_ROWS], ask.params, 1)
-            return None
-        started = self._clock()
-        guess = drafter.propose(tokens, ask.params, width)
-        if missing <= _USUAL_ROWS:
-            self._pass_s += (self._clock() - started - self._pass_s) * (_FOLLOW if self._pass_s else 1.0)
-        return guess
+        rows, started = min(missing, _PIECE), self._clock()
+        guess = drafter.propose(tokens[: len(tokens) - missing + rows], ask.params, width)
+        taken = self._clock() - started
+        if rows > USUAL_ROWS:
+            self._row_s += (taken / rows - self._row_s) * (_FOLLOW if self._row_s else 1.0)
+        else:
+            self._pass_s += (taken - self._pass_s) * (_FOLLOW if self._pass_s else 1.0)
+        return guess if rows == missing else READING
 
     def _drafter_of(self, session_id: SessionId) -> ModelDrafter:
         drafter = self._drafters.get(session_id)

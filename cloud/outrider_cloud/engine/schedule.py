@@ -38,8 +38,8 @@ _LOADED_SHARE = 0.5
 # Fewer nodes in flight would not let a device show what its drafts are worth.
 _LEAST_NODES = 4
 # Parts of a step's time: drafts expected within the first are waited for, until the second is over (decision 0032).
-_SOON = 0.6
-_LATEST = 0.8
+SOON = 0.6
+LATEST = 0.8
 # Part of its usual wait for its own drafts that a session of pace `hold` waits for others' (decision 0031).
 _GATHERING = 0.5
 
@@ -191,13 +191,13 @@ def patience_s(session: Session, config: EngineConfig, step_s: float) -> float:
     """How long after a commit a session waits for drafts, by its pace.
 
     `hold` waits up to `hold_s`. Both `auto` and `ahead` wait for drafts that are nearly there: expected within
-    `_SOON` of a step's time, and then for `_LATEST` of it at most. `ahead` waits no longer than drafts have won for the
+    `SOON` of a step's time, and then for `LATEST` of it at most. `ahead` waits no longer than drafts have won for the
     session before, so that it is never behind plain streaming.
     """
     pace = session.request.pace
     if pace is Pace.HOLD:
         return config.hold_s
-    most_s = min(config.hold_s, session.awaited_s(_SOON * step_s, _LATEST * step_s))
+    most_s = min(config.hold_s, session.awaited_s(SOON * step_s, LATEST * step_s))
     return min(most_s, max(0.0, session.won_s)) if pace is Pace.AHEAD else most_s
 
 

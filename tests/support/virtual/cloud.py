@@ -102,6 +102,9 @@ class ScriptedDrafts:
     def seconds(self, asks: int) -> float:
         return self._round_s
 
+    def reading_s(self, ask) -> float:
+        return 0.0
+
     def guess(self, asks, width: int) -> list:
         self._loop.ahead_s += self._round_s
         return [self._pair.guess(ask.params.seed, ask.log + ask.tail, width) for ask in asks]

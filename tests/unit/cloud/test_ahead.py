@@ -151,6 +151,9 @@ class Slow:
     def seconds(self, asks):
         return self.round_s
 
+    def reading_s(self, ask):
+        return 0.0
+
     def guess(self, asks, width):
         self.may_go.wait(10.0)
         self.rounds += 1

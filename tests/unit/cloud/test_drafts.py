@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from outrider_cloud.drafts.build import build_draft
 from outrider_cloud.drafts.fill import CloudDrafts, source_of
 from outrider_cloud.drafts.lookup import PromptLookup
-from outrider_cloud.drafts.model import Ask
+from outrider_cloud.drafts.model import READING, Ask
 from outrider_cloud.engine.config import EngineConfig
 from outrider_cloud.engine.events import Request, Source
 from outrider_cloud.engine.schedule import hint, plan
@@ -68,7 +68,7 @@ def test_the_model_guesses_what_a_forward_over_the_whole_text_says(tiny: LoadedM
 def test_a_prompt_beyond_the_row_budget_is_read_over_several_rounds(tiny: LoadedModel):
     model = build_draft(tiny, tiny, EngineConfig(row_budget=8, kv_tokens=256))
     question = ask("a", [1 + i % 50 for i in range(20)], [])
-    assert [model.guess([question], 1)[0] is None for _ in range(3)] == [True, True, False]
+    assert [model.guess([question], 1)[0] is READING for _ in range(3)] == [True, True, False]
 
 
 def test_a_draft_of_other_tokens_is_refused(tiny: LoadedModel):
@@ -87,6 +87,9 @@ class Knowing:
 
     def seconds(self, asks):
         return self.round_s
+
+    def reading_s(self, ask):
+        return 0.0
 
     def guess(self, asks, width):
         self.rounds += 1
