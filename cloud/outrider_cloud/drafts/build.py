@@ -10,7 +10,7 @@ from outrider_cloud.drafts.model import DraftModel
 from outrider_cloud.engine.runner import ModelRunner
 from outrider_cloud.kernels.platform import cpu_platform
 from outrider_cloud.model.loading import BUNDLED, LoadedModel, load_model
-from outrider_shared.errors import ConfigError, MismatchError
+from outrider_shared.errors import MismatchError
 from outrider_shared.packs import MANIFEST, bundled_pack, read_pack
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def build_draft(draft: str | Path | LoadedModel, target: LoadedModel, config: En
         config: The target's.
 
     Raises:
-        ConfigError: the folder is no model, or a pack is given and there is no ONNX Runtime.
+        ConfigError: the folder is no model.
         MismatchError: draft and target do not share their tokens.
         PackError: the pack is damaged.
     """
@@ -50,14 +50,9 @@ def _packed(folder: Path, target: LoadedModel, config: EngineConfig) -> GuessMod
     pack = read_pack(folder)
     manifest = pack.manifest
     _check_tokens(manifest.name, manifest.architecture.vocab_size, manifest.tokenizer_fingerprint, target)
-    try:
-        from outrider_cloud.drafts.packed import PackedDraftModel  # noqa: PLC0415 - [cloud] alone has no ONNX Runtime
-        from outrider_shared.drafting import runtime  # noqa: PLC0415 - likewise
-    except ImportError as error:
-        raise ConfigError(
-            f"the pack {folder} cannot draft here, since {error.name} is missing",
-            hint="pip install onnxruntime, or give --draft a Hugging Face folder",
-        ) from error
+    from outrider_cloud.drafts.packed import PackedDraftModel  # noqa: PLC0415 - ONNX Runtime, for who drafts by a pack
+    from outrider_shared.drafting import runtime  # noqa: PLC0415 - likewise
+
     return PackedDraftModel(runtime.DraftModel.load(pack), config.blocks * config.block_size)
 
 

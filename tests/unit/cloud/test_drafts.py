@@ -10,7 +10,7 @@ from outrider_cloud.drafts.lookup import PromptLookup
 from outrider_cloud.drafts.model import READING, Ask
 from outrider_cloud.engine.config import EngineConfig
 from outrider_cloud.engine.events import Request, Source
-from outrider_cloud.engine.schedule import hint, plan
+from outrider_cloud.engine.schedule import Work, hint, plan
 from outrider_cloud.engine.session import Session, State
 from outrider_cloud.engine.survival import DraftSurvival
 from outrider_cloud.model.loading import LoadedModel
@@ -157,6 +157,46 @@ def test_nobody_drafts_for_a_session_that_asked_for_none():
     session = session_of("a", [1, 2, 1, 2, 1, 2], own_drafts=False)
     CloudDrafts(EngineConfig(), Knowing([0] * 99, 1e-6)).fill([session], 0.025)
     assert not session.tree.children
+
+
+def test_the_model_rests_for_a_device_that_keeps_up_until_it_falls_silent():
+    answer = list(range(10, 60))
+    session, model = session_of("a", answer[:3]), Knowing(answer, 1e-4)
+    drafts = CloudDrafts(EngineConfig(), model)
+    session.response_s, session.hold_since = 0.01, 100.0
+    drafts.fill([session], 0.025)
+    drafts.begin([Work(session, 1)], 0.025)
+    assert model.rounds == 0
+    assert not drafts.ahead.running
+    session.silent_since = 99.0  # a whole commit passed without a draft
+    drafts.fill([session], 0.025)
+    assert chain_of(session)[:3] == answer[3:6]
+
+
+@pytest.mark.parametrize(("response_s", "helped"), [(0.014, False), (0.016, True)])
+def test_a_device_keeps_up_whose_drafts_the_step_waits_for(response_s: float, *, helped: bool):
+    answer = list(range(10, 60))
+    session, model = session_of("a", answer[:3]), Knowing(answer, 1e-4)
+    session.response_s = response_s
+    CloudDrafts(EngineConfig(), model).fill([session], 0.025)
+    assert bool(model.rounds) == helped
+
+
+@pytest.mark.parametrize(("reading_s", "helped"), [(0.012, True), (0.013, False)])
+def test_what_takes_long_to_read_is_read_beside_the_step_and_not_before_it(reading_s: float, *, helped: bool):
+    answer = list(range(10, 60))
+    session, model = session_of("a", answer[:3]), Knowing(answer, 1e-4)
+    model.reading_s = lambda ask: reading_s
+    drafts = CloudDrafts(EngineConfig(), model)
+    drafts.fill([session], 0.025)
+    assert bool(model.rounds) == helped
+    model.rounds = 0
+    prompt = session_of("b", answer[:9])
+    prompt.computed = 0
+    drafts.begin([Work(prompt, 4)], 0.5)  # a piece of its prompt
+    drafts.end([Work(prompt, 4)])
+    drafts.gather()
+    assert model.rounds > 0
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
