@@ -14,7 +14,7 @@ from outrider_cloud.engine.exactness import agreeing_buckets
 from outrider_cloud.engine.paced import PacedRunner
 from outrider_cloud.engine.runner import ModelRunner
 from outrider_cloud.kernels.cuda.fit import check_fit
-from outrider_cloud.kernels.cuda.gpu import GpuLauncher, check_gpu
+from outrider_cloud.kernels.cuda.gpu import GpuLauncher, check_gpu, shared_bytes
 from outrider_cloud.kernels.cuda.platform import cuda_platform
 from outrider_cloud.kernels.platform import cpu_platform
 from outrider_cloud.model.loading import load_model, model_folder
@@ -96,7 +96,7 @@ def build_runner(
         torch.cuda.set_device(on)
     if isinstance(model, (str, Path)):
         dtype, weights = _dtype(placement.get("dtype", ""), on), placement.get("weights", Weights.NATIVE)
-        kv_bytes = _admit(model_folder(model), config, dtype, world or World()) if on.type == "cuda" else 0
+        kv_bytes = _admit(model_folder(model), config, dtype, world or World(), on) if on.type == "cuda" else 0
         loaded = load_model(model, dtype, weights=weights, device=on, world=world, kv_bytes=kv_bytes)
     else:
         loaded = model
@@ -108,24 +108,26 @@ def build_runner(
     return ModelRunner(loaded, platform, config)
 
 
-def _admit(folder: Path, config: EngineConfig, dtype: torch.dtype, world: World) -> int:
+def _admit(folder: Path, config: EngineConfig, dtype: torch.dtype, world: World, device: torch.device) -> int:
     """Refuse a model without kernels before its weights are read; the bytes of the KV memory that it will have."""
     planned = outline(folder)
     if planned is None:
         return 0
-    check_fit(planned.layers, planned.vocabulary, dtype)
+    check_fit(planned.layers, planned.vocabulary, dtype, shared_bytes(device))
     return planned.kv_bytes(config.blocks * config.block_size, dtype, world)
 
 
 def _on_card(loaded: LoadedModel, config: EngineConfig, device: torch.device) -> ModelRunner:
-    check_fit(loaded.layers, loaded.vocabulary, loaded.dtype)
+    check_fit(loaded.layers, loaded.vocabulary, loaded.dtype, shared_bytes(device))
     try:
-        return CudaRunner(loaded, cuda_platform(GpuLauncher(device), config.block_size), config)
+        runner = CudaRunner(loaded, cuda_platform(GpuLauncher(device), config.block_size), config)
+        runner.prepare()
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"the buffers of a step of {loaded.name} do not fit onto {device} beside its weights and KV: {error}",
             hint="give a smaller --kv-tokens or --row-budget, or more cards with --tensor-parallel",
         ) from error
+    return runner
 
 
 def check_device(name: str, ranks: int = 1) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from outrider_cloud.engine.cuda_runner import as_graph, eagerly
+from outrider_cloud.engine.cuda_graphs import Graphs, eagerly
 from outrider_cloud.kernels.cuda.gpu import GpuLauncher
 from outrider_cloud.kernels.cuda.host import HostLauncher
 from outrider_shared.errors import ConfigError
@@ -36,6 +36,11 @@ class Place:
     on_card: bool
 
 
+def captured(compute: Any) -> Any:
+    """In a pool of its own, so that no test depends on another."""
+    return Graphs()(compute)
+
+
 @pytest.fixture(scope="session")
 def place() -> Place:
     """The card, or the reason why there is none."""
@@ -47,7 +52,15 @@ def place() -> Place:
     except ConfigError as error:
         pytest.skip(f"no card: {error}")
     torch.cuda.set_device(launcher.device)
-    return Place(launcher, launcher.device, as_graph, ("llama-3.1-8b", "qwen3-8b"), 4, (32, 64, 128), on_card=True)
+    return Place(
+        launcher,
+        launcher.device,
+        captured,
+        ("llama-3.1-8b", "qwen3-8b"),
+        4,
+        (32, 64, 128),
+        on_card=True,
+    )
 
 
 @pytest.fixture(scope="session")

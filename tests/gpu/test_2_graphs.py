@@ -6,6 +6,7 @@ import threading
 
 import torch
 
+from outrider_cloud.engine.cuda_graphs import Graphs
 from outrider_cloud.engine.static import StaticArrays
 from outrider_cloud.kernels.cuda.layers import CudaLayers
 from outrider_cloud.kernels.cuda.sampling import CudaSampler, edit_table, records
@@ -34,6 +35,33 @@ def test_a_cluster_with_much_shared_memory_is_captured(place):
     for _ in range(3):
         logits.copy_(torch.randn(4, vocabulary))
         assert replay()[:, 0].tolist() == logits.float().argmax(-1).tolist()
+
+
+def test_graphs_of_one_pool_are_replayed_in_any_order(card):
+    """Buckets share memory: what one returned holds until another runs, and none runs over another's inputs."""
+    graphs, sizes = Graphs(), (256, 64, 8)
+    inputs = {rows: torch.zeros(rows, 1024, device=card.device) for rows in sizes}
+    before = torch.cuda.memory_reserved(card.device)
+    replays = {rows: graphs(lambda x=inputs[rows]: ((x + 1) * 2).cumsum(1) - x) for rows in sizes}
+    assert torch.cuda.memory_reserved(card.device) - before <= 64 << 20
+    for turn, rows in enumerate((8, 256, 64, 256, 8, 8, 64)):
+        inputs[rows].fill_(turn)
+        expected = torch.arange(1, 1025, device=card.device) * 2.0 * (turn + 1) - turn
+        assert bool((replays[rows]() == expected).all())
+
+
+def test_what_cannot_be_captured_is_computed_every_time(card):
+    """A look at the device's result on the host ends a capture; the stream and later work are none the worse."""
+    x, graphs = torch.ones(4, device=card.device), Graphs()
+    doubled = graphs(lambda: x * 2 if x.sum().item() > 0 else x)
+    tripled = graphs(lambda: x * 3)
+    for value in (1.0, 5.0):
+        x.fill_(value)
+        assert doubled().tolist() == [2 * value] * 4
+        assert tripled().tolist() == [3 * value] * 4
+    captured = Graphs()(lambda: x * 4)
+    x.fill_(2.0)
+    assert captured().tolist() == [8.0] * 4
 
 
 def test_other_threads_may_use_the_card_while_a_graph_is_captured(place):

@@ -11,7 +11,8 @@ import torch
 from outrider_cloud.bench.shapes import random_model
 from outrider_cloud.engine.batch import Batch
 from outrider_cloud.engine.config import EngineConfig
-from outrider_cloud.engine.cuda_runner import CudaRunner, eagerly
+from outrider_cloud.engine.cuda_graphs import eagerly
+from outrider_cloud.engine.cuda_runner import CudaRunner
 from outrider_cloud.engine.exactness import agreeing_buckets
 from outrider_cloud.kernels.cuda.platform import cuda_platform
 from outrider_cloud.kernels.cuda.sampling import CudaSampler
@@ -32,7 +33,8 @@ def make_runner(place, number, capture=None, **config):
     loaded = model(place.models[number], place.device, place.layers)
     sampler = None if place.on_card else CudaSampler(place.launcher, ranks=2, threads=64)
     sizes = EngineConfig(**{"kv_tokens": 4096, "max_draft_rows": 8, "row_budget": place.buckets[-1], **config})
-    return CudaRunner(loaded, cuda_platform(place.launcher, sampler=sampler), sizes, capture or place.capture), sizes
+    capture = capture or (None if place.on_card else eagerly)
+    return CudaRunner(loaded, cuda_platform(place.launcher, sampler=sampler), sizes, capture), sizes
 
 
 def segment_of(first, computed, rows, parents=None):

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from outrider_cloud.bench.shapes import as_loaded, random_model
 from outrider_cloud.engine.batch import Batch
 from outrider_cloud.engine.config import EngineConfig
-from outrider_cloud.engine.cuda_runner import CudaRunner, as_graph, eagerly
+from outrider_cloud.engine.cuda_graphs import Graphs, eagerly
+from outrider_cloud.engine.cuda_runner import CudaRunner
 from outrider_cloud.kernels.cuda.gpu import GpuLauncher
 from outrider_cloud.kernels.cuda.host import HostLauncher
 from outrider_cloud.kernels.cuda.platform import cuda_platform
@@ -37,7 +38,7 @@ def logits(loaded, launcher, capture):
 def main():
     rank, on_card = int(os.environ["RANK"]), os.environ["OUTRIDER_RANKS_ON"] == "cuda"
     if on_card:
-        launcher, capture = GpuLauncher(torch.device("cuda", rank)), as_graph
+        launcher, capture = GpuLauncher(torch.device("cuda", rank)), Graphs()
         torch.cuda.set_device(launcher.device)
     else:
         launcher, capture = HostLauncher(), eagerly

@@ -7,12 +7,14 @@ and the choices are copied back (`cuda_flight`): that copy is the only time the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from outrider_cloud.engine.batch import Batch
 from outrider_cloud.engine.cuda_flight import Choosing, Stopwatch, current
+from outrider_cloud.engine.cuda_graphs import Capture, Graphs
 from outrider_cloud.engine.runner import ModelRunner
 from outrider_cloud.engine.static import StaticArrays
 from outrider_cloud.kernels.cuda.attention import CudaPlan, WindowTensors, Workspace
@@ -23,47 +25,15 @@ from outrider_cloud.model.decoder import Decoder, is_known
 from outrider_shared.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from outrider_cloud.engine.batch import Batch
     from outrider_cloud.engine.config import EngineConfig
     from outrider_cloud.engine.runner import Flight
+    from outrider_cloud.kernels.cuda.kv import CudaKvPool
     from outrider_cloud.kernels.cuda.platform import CudaPlatform
     from outrider_cloud.model.loading import LoadedModel
 
-T = TypeVar("T")
 _LEAST_BUCKET = 8
-
-
-class Capture(Protocol):
-    """Turns a computation over fixed buffers into something that can be repeated cheaply."""
-
-    def __call__(self, compute: Callable[[], T]) -> Callable[[], T]:
-        """A function that computes again into the tensors it returned first."""
-
-
-def eagerly(compute: Callable[[], T]) -> Callable[[], T]:
-    """No capture: compute every time, as the host build of the kernels does."""
-    return compute
-
-
-def as_graph(compute: Callable[[], T]) -> Callable[[], T]:
-    """Capture in a CUDA graph. Other threads may use CUDA meanwhile, hence the thread-local mode."""
-    stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):  # compiles kernels, lets cuBLAS take its workspace
-            compute()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        result = compute()
-
-    def replay() -> T:
-        graph.replay()
-        return result
-
-    return replay
 
 
 class CudaRunner(ModelRunner):
@@ -73,23 +43,24 @@ class CudaRunner(ModelRunner):
         loaded: The model, on the platform's device.
         platform: Its kernels.
         config: Sizes. Rows are padded to `config.buckets` in exact mode, else to powers of two up to its row budget.
-        capture: How a bucket's computation is repeated.
+        capture: How a bucket's computation is repeated; by default in CUDA graphs.
 
     Raises:
         ConfigError: if a page of the platform is no block of the engine.
     """
 
     platform: CudaPlatform
+    kv: CudaKvPool
 
     def __init__(
-        self, loaded: LoadedModel, platform: CudaPlatform, config: EngineConfig, capture: Capture = as_graph
+        self, loaded: LoadedModel, platform: CudaPlatform, config: EngineConfig, capture: Capture | None = None
     ) -> None:
         if 1 << platform.page_bits != config.block_size:
             raise ConfigError(f"a block of {config.block_size} tokens", hint=f"the GPU has {1 << platform.page_bits}")
         super().__init__(loaded, platform, config)
         if not config.exact:
             self.buckets = _powers_of_two(config.rows)
-        self._capture = capture
+        self._capture = capture or Graphs()
         # A thread's current card is the first unless it says otherwise; streams and captures are the current card's.
         self._current = current(platform.device)
         self._decoder = Decoder(loaded.model, loaded.layers, platform.layers) if is_known(loaded.model) else None
@@ -108,10 +79,27 @@ class CudaRunner(ModelRunner):
         )  # fmt: skip
         self._entries = rows * splits
         self._workspace = Workspace(platform.device)
-        first = loaded.layers[0]
-        self._workspace.reserve(self._entries, first.q_heads, first.k_dim)
+        # Whole before anything is captured: a graph remembers where it was.
+        self._workspace.reserve(self._entries, max(spec.q_heads for spec in loaded.layers), loaded.layers[0].k_dim)
         self._choosing = Choosing(platform.sampler, rows, platform.device)
         self._steps: dict[int, Callable[[], torch.Tensor]] = {}
+        self._most_moves = rows
+        self._moves: list[tuple[Sequence[int], Sequence[int]]] = []
+        self._moving = StaticArrays({"moves": 2 * rows, "starts": rows + 1, "groups": 1}, platform.device)
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Capture every bucket before the first session comes: the largest first, whose memory the others share.
+
+        Raises:
+            torch.OutOfMemoryError: if there is no room for a step.
+        """
+        nothing = Batch([], [], [], [], [], [])
+        with self._current:
+            for rows in sorted(self.buckets, reverse=True):
+                self._write(nothing, rows)
+                self._arrays.upload()
+                self._step(rows)
 
     @torch.inference_mode()
     def run(self, batch: Batch, bucket: int = 0) -> torch.Tensor:
@@ -133,11 +121,41 @@ class CudaRunner(ModelRunner):
     def _replay(self, batch: Batch, bucket: int) -> torch.Tensor:
         self.peers.step(batch, bucket, self.buckets)
         size = self._padded(len(batch.tokens), bucket)
+        self._move_all()
         self._write(batch, size)
         self._arrays.upload()
-        if size not in self._steps:
-            self._steps[size] = self._capture(lambda: self._compute(size))
-        return self._steps[size]()
+        return self._step(size)()
+
+    def _step(self, rows: int) -> Callable[[], torch.Tensor]:
+        if rows not in self._steps:
+            self._steps[rows] = self._capture(lambda: self._compute(rows))
+        return self._steps[rows]
+
+    def move(self, source: Sequence[int], target: Sequence[int]) -> None:
+        """As `ModelRunner.move`; done before the next step, all sessions' moves in one launch."""
+        self.peers.move(source, target)
+        if sum(len(sources) for sources, _ in self._moves) + len(source) > self._most_moves:
+            with self._current:
+                self._move_all()
+        if len(source) > self._most_moves:
+            self.kv.move(source, target)
+        else:
+            self._moves.append((source, target))
+
+    def _move_all(self) -> None:
+        """A session's moves lie in blocks of its own, so sessions need not wait for each other."""
+        if not self._moves:
+            return
+        arrays, moves, starts = self._moving, [], [0]
+        for source, target in self._moves:
+            moves += [slot for pair in zip(source, target, strict=True) for slot in pair]
+            starts.append(len(moves) // 2)
+        arrays.write("moves", moves)
+        arrays.write("starts", starts)
+        arrays.write("groups", [len(self._moves)])
+        arrays.upload()
+        self.kv.launch_moves(arrays["moves"], arrays["starts"], arrays["groups"], len(self._moves))
+        self._moves.clear()
 
     def _write(self, batch: Batch, rows: int) -> None:
         arrays, page_bits = self._arrays, self.platform.page_bits

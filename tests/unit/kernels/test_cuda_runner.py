@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 
 from outrider_cloud.engine.batch import Batch
 from outrider_cloud.engine.config import EngineConfig
-from outrider_cloud.engine.cuda_runner import CudaRunner, eagerly
+from outrider_cloud.engine.cuda_graphs import eagerly
+from outrider_cloud.engine.cuda_runner import CudaRunner
 from outrider_cloud.engine.engine import Engine
 from outrider_cloud.engine.exactness import agreeing_buckets
 from outrider_cloud.engine.runner import ModelRunner
@@ -234,6 +235,55 @@ def test_exact_buckets_are_found_on_the_kernels(host, tiny):
 def test_a_block_is_a_page(host, tiny):
     with pytest.raises(ConfigError, match="block of 32"):
         make_runner(host, tiny, "llama", block_size=32)
+
+
+def test_every_bucket_is_captured_before_the_first_step(host, tiny):
+    """The largest first, over padding alone: what a session finds later is what it would have found without."""
+    captured = []
+
+    def capture(compute):
+        captured.append(compute().shape[0])
+        return compute
+
+    ours, config = make_runner(host, tiny, "llama", row_budget=32)
+    loaded = ours.loaded
+    platform = cuda_platform(host, sampler=CudaSampler(host, ranks=2, threads=32))
+    prepared = CudaRunner(loaded, platform, config, capture)
+    prepared.prepare()
+    assert captured == [32, 16, 8]
+    batch = tree_batch(np.random.default_rng(5), np.arange(64))
+    assert torch.equal(prepared.run(batch), ours.run(batch))
+    assert captured == [32, 16, 8]
+
+
+def test_moves_of_all_sessions_are_one_launch_before_the_next_step(host, tiny):
+    """Each in order; a long list, as a rank that follows gets it, is done all the same."""
+    runner, _ = make_runner(host, tiny, "llama", row_budget=16)
+    runner.kv.pool.normal_()
+    before = runner.kv.pool.transpose(3, 4).flatten(2, 3).clone()  # [layers, 2, slots, heads, dim]
+    launched, launch_moves = [], runner.kv.launch_moves
+    runner.kv.launch_moves = lambda *given: (launched.append(given[3]), launch_moves(*given))
+    runner.move([50, 52], [49, 50])
+    runner.move([71], [70])
+    assert launched == []
+    runner.run(one_row())
+    assert launched == [2]
+    expected = before.clone()
+    expected[:, :, [49, 50, 70]] = before[:, :, [50, 52, 71]]
+    kept = [slot for slot in range(before.shape[2]) if slot != 5]
+    assert torch.equal(runner.kv.pool.transpose(3, 4).flatten(2, 3)[:, :, kept], expected[:, :, kept])
+    runner.move(list(range(101, 141)), list(range(100, 140)))
+    runner.move([20], [19])
+    for _ in range(20):
+        runner.move([20], [19])
+    runner.run(one_row())
+    assert launched == [2, 1, 16, 5]
+
+
+def one_row():
+    """A step of one row, whose KV goes to slot 5."""
+    segment = Segment(np.zeros(0, np.int64), np.array([5]), [-1])
+    return Batch([3], [0], [segment], [0], [1], [SamplingParams()])
 
 
 def test_static_arrays_hold_what_was_written_last():

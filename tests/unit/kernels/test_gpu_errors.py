@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +18,8 @@ from outrider_cloud.cli import cloud
 from outrider_cloud.engine.config import EngineConfig
 from outrider_cloud.kernels.cuda import gpu
 from outrider_cloud.kernels.cuda.fit import check_fit
+from outrider_cloud.kernels.cuda.sampling import tile_of
+from outrider_cloud.kernels.cuda.source import HEAD_SIZES, RANKS, attention_bytes
 from outrider_cloud.kernels.layout import LayerSpec
 from outrider_cloud.model import loading, reading
 from outrider_cloud.model.outline import outline
@@ -23,6 +27,7 @@ from outrider_cloud.parallel.world import World
 from outrider_shared.errors import ConfigError, ModelError
 
 CUDA = torch.device("cuda")
+HOPPER = 227 << 10
 SHAPE = {
     "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": None, "eos_token_id": None,
@@ -34,7 +39,7 @@ SHAPE = {
 def card(monkeypatch):
     """A machine that claims cards of a chosen capability and memory; nothing here touches them."""
 
-    def claim(capability=(9, 0), count=1, free=79 << 30):
+    def claim(capability=(9, 0), count=1, free=79 << 30, shared=232448):
         monkeypatch.setattr(torch.version, "cuda", "13.0")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
@@ -42,6 +47,8 @@ def card(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA A100")
         monkeypatch.setattr(torch.cuda, "set_device", lambda device: device.index + 0)  # as torch, no card unnamed
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 80 << 30))
+        properties = SimpleNamespace(multi_processor_count=132, shared_memory_per_block_optin=shared)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
         monkeypatch.setattr(gpu, "_cupy", lambda: None)
 
     return claim
@@ -144,10 +151,49 @@ def test_other_shapes_and_types_without_kernels(card, folder):
     assert "do not compute in float32" in on_gpu("--model", fine, "--dtype", "float32")[1]
     spec = LayerSpec(4, 2, 64, 64, 1.0, None, None, sinks=False)
     with pytest.raises(ModelError, match=r"key heads have size 128, its value heads 64.*--device cpu"):
-        check_fit([LayerSpec(4, 2, 128, 64, 1.0, None, None, sinks=False)], 96, torch.bfloat16)
+        check_fit([LayerSpec(4, 2, 128, 64, 1.0, None, None, sinks=False)], 96, torch.bfloat16, HOPPER)
     with pytest.raises(ModelError, match="KV heads differ"):
-        check_fit([spec, LayerSpec(4, 4, 64, 64, 1.0, None, None, sinks=False)], 96, torch.bfloat16)
-    check_fit([spec], 152_000, torch.float16)
+        check_fit([spec, LayerSpec(4, 4, 64, 64, 1.0, None, None, sinks=False)], 96, torch.bfloat16, HOPPER)
+    check_fit([spec], 152_000, torch.float16, HOPPER)
+
+
+@pytest.mark.parametrize(
+    ("kib", "vocabulary", "bin_bits"),
+    [
+        (227, 262_144, 11),  # a Hopper: Gemma's vocabulary, in three passes
+        (163, 262_144, 11),
+        (99, 128_256, 11),  # capability 12.x: Llama's
+        (99, 151_936, 8),  # and Qwen's, in four passes
+        (99, 193_536, 8),
+    ],
+)
+def test_the_sampling_kernel_takes_the_tile_that_a_card_has_room_for(kib, vocabulary, bin_bits):
+    """Whatever it takes fits, and the passes are as few as the room allows."""
+    tile = tile_of(vocabulary, RANKS, kib << 10)
+    assert tile.bin_bits == bin_bits
+    assert tile.shared_bytes <= kib << 10
+    assert tile.span * RANKS >= vocabulary
+    assert all(attention_bytes(head) <= 48 << 10 for head in HEAD_SIZES)  # a card gives that unasked
+
+
+def test_a_vocabulary_that_no_tile_of_the_card_holds_is_refused_at_load(card, folder):
+    """Before weights are read, with the size that would fit there, which does."""
+    card((12, 0), shared=99 << 10)
+    wide = LlamaConfig(**{**SHAPE, "vocab_size": 262_144}, head_dim=64)
+    status, line = on_gpu("--model", folder(wide))
+    assert status == 1
+    assert "a vocabulary of 262144 does not fit the sampling kernel: a block needs 135680 bytes" in line
+    assert "here it gets 101376" in line
+    most = int(re.search(r"at most (\d+) tokens fit; serve with --device cpu", line)[1])
+    assert tile_of(most, RANKS, 99 << 10).bin_bits == 8
+    with pytest.raises(ModelError):
+        tile_of(most + 8, RANKS, 99 << 10)
+
+
+def test_attention_that_a_card_has_no_room_for_is_refused():
+    spec = LayerSpec(4, 2, 128, 128, 1.0, None, None, sinks=False)
+    with pytest.raises(ModelError, match=r"heads of 128 needs 9472 bytes of shared memory a block, here it gets 8192"):
+        check_fit([spec], 96, torch.bfloat16, 8192)
 
 
 def test_a_card_too_small_for_weights_and_kv_is_told_before_anything_is_read(card, folder, monkeypatch):
@@ -209,8 +255,6 @@ def test_kernels_that_cupy_cannot_compile(card, monkeypatch):
 
     card()
     monkeypatch.setattr(gpu, "_cupy", lambda: type("CuPy", (), {"RawModule": Module}))
-    properties = type("Properties", (), {"multi_processor_count": 132, "shared_memory_per_block_optin": 227 << 10})
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     launcher = gpu.GpuLauncher(CUDA)
     from outrider_cloud.kernels.cuda.source import kv_variant
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from outrider_cloud.kernels.cuda.sampling import CudaSampler, Extras, RowEdit, edit_rows
+from outrider_cloud.kernels.cuda.host import HostLauncher
+from outrider_cloud.kernels.cuda.sampling import CudaSampler, Extras, RowEdit, edit_rows, tile_of
 from outrider_shared.sampling import SamplingParams
 from outrider_shared.sampling.rule import choose, filtered_scores
 
@@ -53,6 +54,18 @@ def test_the_shape_that_cards_run(host):
     logits = random_logits(np.random.default_rng(4), 1, VOCABULARY, torch.bfloat16)
     params = SamplingParams(temperature=0.9, top_p=0.95, seed=11)
     assert CudaSampler(host).choose(logits, [77], [params]) == [choose(logits[0].float().numpy(), 77, params)]
+
+
+def test_fewer_bins_in_more_passes_choose_the_same(host, cache):
+    """Where a card has less shared memory: whole choices and log-probabilities, of random rows and of ties."""
+    rng = np.random.default_rng(21)
+    logits = random_logits(rng, len(PARAMS), VOCABULARY, torch.bfloat16)
+    logits[::2] = (logits[::2] * 2).round() / 2
+    little = HostLauncher(cache, shared_bytes=20 << 10)
+    assert tile_of(VOCABULARY, 2, little.shared_bytes).bin_bits < tile_of(VOCABULARY, 2, host.shared_bytes).bin_bits
+    told = [small(launcher).sample(logits, range(9), PARAMS) for launcher in (host, little)]
+    assert torch.equal(told[0].chosen, told[1].chosen)
+    assert told[1].chosen[:, 0].tolist() == [choose(z.float().numpy(), i, PARAMS[i]) for i, z in enumerate(logits)]
 
 
 def test_filters_keep_what_the_rule_keeps(host):

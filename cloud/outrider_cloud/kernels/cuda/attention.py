@@ -9,7 +9,7 @@ import torch
 
 from outrider_cloud.kernels.cuda.kv import CudaKvPool
 from outrider_cloud.kernels.cuda.metadata import StepArrays, step_arrays
-from outrider_cloud.kernels.cuda.source import SPLIT, attention_variant
+from outrider_cloud.kernels.cuda.source import SPLIT, attention_bytes, attention_variant
 from outrider_shared.errors import ModelError
 
 if TYPE_CHECKING:
@@ -83,22 +83,21 @@ class CudaPlan:
             raise ModelError(
                 f"value heads of {spec.v_dim} beside key heads of {dim}", hint="serve this model with --device cpu"
             )
-        if query.stride(2) != 1 or query.stride(0) % 8 or query.stride(1) % 8:
-            query = query.contiguous()
+        # The kernel reads 16 bytes at a time.
+        if query.stride(2) != 1 or query.stride(0) % 8 or query.stride(1) % 8 or query.data_ptr() % 16:
+            query = query.clone(memory_format=torch.contiguous_format)
         if sinks is not None:
             sinks = sinks.to(query.dtype).contiguous()
         work = self.windows[window]
         values, sums = self.workspace.reserve(work.entries, heads, dim)
         keys_of, values_of = kv.planes(layer)
         out = torch.empty(rows, heads, dim, dtype=query.dtype, device=query.device)
-        output = min(dim, 128)
-        shared = 4 * (16 * (output + 4) + 2 * 16 * (SPLIT // 32))
         grid = (self.launcher.processors * _BLOCKS_PER_PROCESSOR, 1, 1)
         self.launcher.launch(variant, "attention_split", grid, SPLIT, (
             query, query.stride(1), query.stride(0), keys_of, values_of, kv.page_bits, self.positions, self.forks,
             self.ancestors, self.ancestors.shape[1], self.tiles, self.table, work.work, work.work_count, work.parts,
             heads, spec.kv_heads, window, float(spec.scale), float(spec.softcap or 0.0), values, sums,
-        ), shared)  # fmt: skip
+        ), attention_bytes(dim))  # fmt: skip
         self.launcher.launch(variant, "attention_combine", (rows, heads, 1), dim, (
             self.positions, work.parts, values, sums, sinks, heads, window, out,
         ))  # fmt: skip

@@ -16,8 +16,9 @@ typedef unsigned short half_t;  // 16 bits of a float16 or bfloat16
   type* name = reinterpret_cast<type*>(raw_##name)
 #define CLUSTER(n) __cluster_dims__(n, 1, 1)
 
+// Not `.aligned`: a branch of single threads may lie just before it, and who knows whether the warp has met again.
 __device__ __forceinline__ void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
 // The same shared-memory variable in the block of another rank of the cluster.

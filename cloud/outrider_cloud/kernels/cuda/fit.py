@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from outrider_cloud.kernels.cuda.sampling import span_of
-from outrider_cloud.kernels.cuda.source import RANKS, attention_variant
+from outrider_cloud.kernels.cuda.sampling import tile_of
+from outrider_cloud.kernels.cuda.source import RANKS, attention_bytes, attention_variant
 from outrider_shared.errors import ModelError
 
 if TYPE_CHECKING:
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 _CPU = "serve this model with --device cpu"
 
 
-def check_fit(layers: Sequence[LayerSpec], vocabulary: int, dtype: torch.dtype) -> None:
-    """Refuse a model that some kernel cannot take.
+def check_fit(layers: Sequence[LayerSpec], vocabulary: int, dtype: torch.dtype, shared_bytes: int) -> None:
+    """Refuse a model that some kernel cannot take on a card.
 
     Args:
         layers: Attention of each layer.
         vocabulary: Logits of a row.
         dtype: Of weights, keys and values.
+        shared_bytes: Most shared memory of a block there.
 
     Raises:
         ModelError: naming the size or type that there is no kernel for.
@@ -32,7 +33,13 @@ def check_fit(layers: Sequence[LayerSpec], vocabulary: int, dtype: torch.dtype) 
     kv_shape(layers)
     for spec in layers:
         attention_variant(spec.k_dim, dtype)
-    span_of(vocabulary, RANKS)
+        if (needed := attention_bytes(spec.k_dim)) > shared_bytes:
+            raise ModelError(
+                f"attention over heads of {spec.k_dim} needs {needed} bytes of shared memory a block, here it gets "
+                f"{shared_bytes}",
+                hint=_CPU,
+            )
+    tile_of(vocabulary, RANKS, shared_bytes)
 
 
 def kv_shape(layers: Sequence[LayerSpec]) -> tuple[int, int]:

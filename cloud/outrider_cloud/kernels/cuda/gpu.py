@@ -51,6 +51,12 @@ def check_gpu(device: torch.device) -> None:
     _cupy()
 
 
+def shared_bytes(device: torch.device) -> int:
+    """Most shared memory that a block may ask for on a card: 227 KiB on a Hopper, 99 KiB where capability is 12.x."""
+    properties = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)  # type: ignore[attr-defined]
+
+
 def _cupy() -> Any:
     try:
         return importlib.import_module("cupy")
@@ -85,7 +91,7 @@ class GpuLauncher:
         self.device = torch.device("cuda", device.index or 0)
         properties = torch.cuda.get_device_properties(self.device)
         self.processors = properties.multi_processor_count
-        self._most_shared_bytes: int = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
+        self.shared_bytes = shared_bytes(self.device)
         self._cupy = _cupy()
         self._kernels: dict[tuple[Variant, str], Any] = {}
 
@@ -118,7 +124,7 @@ class GpuLauncher:
                     hint="`outrider kernels check` compiles them without CuPy; do driver and CuPy fit (CUDA 13)?",
                 ) from error
             if variant.much_shared:  # a limit of the card's function, whoever launches it: so the most there is
-                function.max_dynamic_shared_size_bytes = self._most_shared_bytes
+                function.max_dynamic_shared_size_bytes = self.shared_bytes
             self._kernels[key] = function
         return self._kernels[key]
 

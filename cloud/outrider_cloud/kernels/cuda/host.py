@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # Products are fused where the text says so and nowhere else.
-_FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-w", "-march=native")
+_FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-w", "-march=native")
+# The compiler calls a function at every access; races.h has those, in place of ThreadSanitizer's library.
+_WATCHED = ("-fsanitize=thread",)
 
 
 class HostLauncher:
@@ -29,14 +31,18 @@ class HostLauncher:
 
     Args:
         cache: Folder of compiled modules; by default `outrider/kernels` in the user's cache.
+        races: Run the threads of a block interleaved in a random order, of which this is the seed, and refuse accesses
+            that no barrier orders. Much slower.
+        shared_bytes: Shared memory of a block, as some card has it; by default a Hopper's.
 
     Raises:
         ConfigError: if there is no g++.
     """
 
-    def __init__(self, cache: Path | None = None) -> None:
+    def __init__(self, cache: Path | None = None, races: int | None = None, shared_bytes: int = 227 << 10) -> None:
         self.device = torch.device("cpu")
         self.processors = 1
+        self.shared_bytes = shared_bytes
         compiler = shutil.which("g++")
         if compiler is None:
             raise ConfigError("the host build of the kernels needs g++", hint="install g++ 12 or newer")
@@ -44,6 +50,7 @@ class HostLauncher:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         self._cache = cache or Path(base) / "outrider" / "kernels"
         self._modules: dict[Variant, ctypes.CDLL] = {}
+        self._races = races
 
     def launch(
         self,
@@ -54,13 +61,19 @@ class HostLauncher:
         arguments: Sequence[Argument],
         shared_bytes: int = 0,
     ) -> None:
-        """Run a kernel to its end; see `Launcher`."""
+        """Run a kernel to its end; see `Launcher`.
+
+        Raises:
+            InternalError: if its threads wait for each other in vain, or race.
+        """
         values = [_value(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         shape = (ctypes.c_uint * 4)(*grid, threads)
         run = getattr(self._module(variant), f"run_{kernel}")
-        run.restype = None
-        run(shape, ctypes.c_size_t(shared_bytes), pointers)
+        run.restype = ctypes.c_char_p
+        wrong = run(shape, ctypes.c_size_t(shared_bytes), pointers, ctypes.c_uint(self._races or 0))
+        if wrong is not None:
+            raise InternalError(f"{kernel} of {variant.name} on the host: {wrong.decode()}")
 
     def _module(self, variant: Variant) -> ctypes.CDLL:
         if variant not in self._modules:
@@ -72,19 +85,25 @@ class HostLauncher:
         text = f"#define OUTRIDER_HOST 1\n{variant.text()}\n{exports}"
         # Behind the macros, which choose the 16-bit type.
         head, device = text.split("// What every kernel stands on", 1)
-        text = f"{head}{host_header()}\n// What every kernel stands on{device}"
-        digest = hashlib.sha256("\0".join((text, self._compiler, *_FLAGS)).encode()).hexdigest()[:16]
+        watched = self._races is not None
+        text = f"{head}{host_header(races=watched)}\n// What every kernel stands on{device}"
+        flags = (*_FLAGS, *(_WATCHED if watched else ()))
+        digest = hashlib.sha256("\0".join((text, self._compiler, *flags)).encode()).hexdigest()[:16]
         built = self._cache / f"{variant.name}-{digest}.so"
         if built.is_file():
             return built
         self._cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._cache) as folder:
-            source, partial = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
+            source, compiled, partial = (Path(folder) / f"kernel.{end}" for end in ("cpp", "o", "so"))
             source.write_text(text)
-            command = [self._compiler, *_FLAGS, "-o", str(partial), str(source)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own text
-            if done.returncode:
-                raise InternalError(f"{variant.name} does not compile for the host: {done.stderr[:2000]}")
+            # In two steps: asked for both, the compiler would link ThreadSanitizer's library.
+            for command in (
+                [self._compiler, *flags, "-c", "-o", str(compiled), str(source)],
+                [self._compiler, "-shared", "-o", str(partial), str(compiled)],
+            ):
+                done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own text
+                if done.returncode:
+                    raise InternalError(f"{variant.name} does not compile for the host: {done.stderr[:2000]}")
             partial.replace(built)
         return built
 

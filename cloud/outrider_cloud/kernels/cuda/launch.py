@@ -30,10 +30,12 @@ class Launcher(Protocol):
     Attributes:
         device: Where the tensors must lie.
         processors: Multiprocessors, to size grids that stay resident; 1 on the host.
+        shared_bytes: Most shared memory that a block may ask for.
     """
 
     device: torch.device
     processors: int
+    shared_bytes: int
 
     def launch(
         self,

@@ -4,13 +4,14 @@
 //   * logits, edits of single tokens (penalties, bias) and the mask give z; the greedy choice is its lowest argmax;
 //   * scores are (z - max z) / T in float32;
 //   * top-k and top-p find a score threshold by radix selection over the 31 bits of -score: exact, with ties kept. The
-//     mass of top-p is summed in fixed point (2^-45), so no order of threads changes it;
+//     mass of top-p is summed in fixed point (2^-45), so no order of threads changes it, nor does the number of BINS that
+//     a pass of the selection sorts into: fewer take more passes, and less shared memory;
 //   * what is left gets the noise of (seed, position, token); a token that could not win with the largest noise there is
 //     gets none.
 // Logarithms are the device's and may differ from numpy's in the last place.
 #include "device.cuh"
 
-#define BINS 2048
+#define BINS (1 << BIN_BITS)
 #define MOST_NOISE 22.9f  // -log(-log1p(-2^-33)) is 22.87
 #define MASS_UNIT 35184372088832.0  // 2^45
 
@@ -34,6 +35,7 @@ struct Shared {
   unsigned long long before;
   int bin;
 };
+static_assert(sizeof(Shared) <= SHARED_BYTES, "the scores of a rank lie behind it");
 
 __device__ __forceinline__ bool better(float value, int token, float than, int than_token) {
   return value > than || (value == than && token < than_token);
@@ -97,13 +99,13 @@ __device__ __forceinline__ unsigned select_key(Shared* shared, const float* scor
   unsigned prefix = 0;
   unsigned long long before = 0;
   double target = (double)top_k;
-  for (int level = 0; level < 3; ++level) {
-    const int shift = level == 0 ? 20 : level == 1 ? 10 : 0, bits = level == 0 ? 11 : 10;
+  for (int shift = 31 - BIN_BITS, bits = BIN_BITS; bits > 0; bits = min(BIN_BITS, shift), shift -= bits) {
+    const bool all_bits = shift + bits == 31;
     for (int i = threadIdx.x; i < BINS; i += blockDim.x) shared->bins[i] = 0;
     __syncthreads();
     for (int i = threadIdx.x; i < count; i += blockDim.x) {
       const unsigned key = key_of(scores[i]);
-      if (key > limit || (level > 0 && key >> (shift + bits) != prefix)) continue;
+      if (key > limit || (!all_bits && key >> (shift + bits) != prefix)) continue;
       const unsigned bin = key >> shift & ((1u << bits) - 1);
       if (top_k > 0)
         atomicAdd(&shared->bins[bin], 1ull);
@@ -127,7 +129,7 @@ __device__ __forceinline__ unsigned select_key(Shared* shared, const float* scor
         if (lane >= step) through += lower;
       }
       const unsigned long long whole = __shfl_sync(FULL_WARP, through, 31);
-      if (top_k == 0 && level == 0) target = (double)top_p * (double)whole;
+      if (top_k == 0 && all_bits) target = (double)top_p * (double)whole;
       const unsigned reached = __ballot_sync(FULL_WARP, own > 0 && (double)(before + through) >= target);
       const unsigned filled = __ballot_sync(FULL_WARP, own > 0);
       const int owner = reached ? __ffs((int)reached) - 1 : 31 - __clz((int)filled);
@@ -149,8 +151,7 @@ __device__ __forceinline__ unsigned select_key(Shared* shared, const float* scor
     }
     __syncthreads();
     prefix = prefix << bits | (unsigned)shared->bin;
-    before = shared->before;
-    __syncthreads();
+    before = shared->before;  // not written again before the next level's barriers
   }
   return prefix;
 }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from outrider_cloud.kernels.cuda.source import RANKS, THREADS, sampling_variant
+from outrider_cloud.kernels.cuda.source import BIN_BITS, RANKS, THREADS, sampling_bytes, sampling_variant
 from outrider_shared.errors import ModelError
 from outrider_shared.sampling.philox import split_seed
 
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 # Of `Record` in sampling.cu.
 WORDS = 12
 _NO_EDITS = np.zeros((0, 5), np.int32)
-# Of `Shared` in sampling.cu, rounded up; behind it lie the row's scores, a float each.
-_SHARED_BYTES = 33 * 1024
-_MOST_SHARED_BYTES = 227 * 1024
 
 
 @dataclass(frozen=True)
@@ -169,19 +166,41 @@ def _edits(
     return table
 
 
-def span_of(vocabulary: int, ranks: int) -> int:
-    """Tokens that each of the `ranks` blocks of a row keeps.
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """How a row of logits lies in the shared memory of its blocks.
+
+    Attributes:
+        span: Tokens that a block keeps, a float each.
+        bin_bits: Of the kernel's selection.
+    """
+
+    span: int
+    bin_bits: int
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of a block."""
+        return sampling_bytes(self.bin_bits) + 4 * self.span
+
+
+def tile_of(vocabulary: int, ranks: int, shared_bytes: int) -> Tile:
+    """The tile of a row over `ranks` blocks that have so much shared memory each: the one with fewest passes that fits.
 
     Raises:
-        ModelError: if a row does not fit into the cluster's shared memory.
+        ModelError: if none does.
     """
     span = -(-vocabulary // (8 * ranks)) * 8
-    if _SHARED_BYTES + 4 * span > _MOST_SHARED_BYTES:
+    tiles = [Tile(span, bits) for bits in BIN_BITS]
+    fitting = next((tile for tile in tiles if tile.shared_bytes <= shared_bytes), None)
+    if fitting is None:
+        most = (shared_bytes - sampling_bytes(BIN_BITS[-1])) // 32 * 8 * ranks
         raise ModelError(
-            f"a vocabulary of {vocabulary} does not fit the sampling kernel",
-            hint=f"it takes at most {(_MOST_SHARED_BYTES - _SHARED_BYTES) // 4 * ranks}; serve with --device cpu",
+            f"a vocabulary of {vocabulary} does not fit the sampling kernel: a block needs {tiles[-1].shared_bytes} "
+            f"bytes of shared memory, here it gets {shared_bytes}",
+            hint=f"at most {max(0, most)} tokens fit; serve with --device cpu, or on a card that gives more",
         )
-    return span
+    return fitting
 
 
 class CudaSampler:
@@ -240,7 +259,7 @@ class CudaSampler:
             top_n: Likeliest tokens of rows that want log-probabilities.
         """
         count, vocabulary = logits.shape
-        span, device = span_of(vocabulary, self._ranks), logits.device
+        tile, device = tile_of(vocabulary, self._ranks, self._launcher.shared_bytes), logits.device
         out = Choices(
             torch.zeros(count, 2, dtype=torch.int32, device=device),
             torch.zeros(count, device=device),
@@ -248,15 +267,15 @@ class CudaSampler:
             torch.zeros(count, top_n, device=device),
         )
         self._launcher.launch(
-            sampling_variant(logits.dtype, self._ranks, self._threads),
+            sampling_variant(logits.dtype, self._ranks, self._threads, tile.bin_bits),
             "sample_rows",
             (count * self._ranks, 1, 1),
             self._threads,
             (
-                logits.contiguous(), vocabulary, span, table, rows, edits, masks,
+                logits.contiguous(), vocabulary, tile.span, table, rows, edits, masks,
                 0 if masks is None else masks.shape[1], top_n, out.chosen, out.logprobs, out.top_tokens,
                 out.top_logprobs,
             ),
-            _SHARED_BYTES + 4 * span,
+            tile.shared_bytes,
         )  # fmt: skip
         return out

@@ -20,6 +20,8 @@ DTYPES = (torch.bfloat16, torch.float16)
 SPLIT = 256
 # Blocks that share a row of logits, and their threads.
 RANKS, THREADS = 8, 512
+# Bits that a pass of the sampling kernel's selection sorts by. Fewer take less shared memory and more passes.
+BIN_BITS = (11, 8)
 # For NVRTC. Products are fused where the text says fmaf and nowhere else, as in numpy.
 OPTIONS = ("--std=c++17", "--fmad=false")
 _INCLUDE = '#include "device.cuh"'
@@ -61,9 +63,10 @@ def _read(name: str) -> str:
     return (files("outrider_cloud.kernels.cuda") / name).read_text()
 
 
-def host_header() -> str:
-    """What lets the same text run on the CPU."""
-    return _read("host.h")
+def host_header(*, races: bool = False) -> str:
+    """What lets the same text run on the CPU; with `races`, interleaved and watched."""
+    parts = ("host.h", "races.h", "builtins.h") if races else ("host.h", "builtins.h")
+    return ("#define OUTRIDER_RACES 1\n" if races else "") + "\n".join(_read(part) for part in parts)
 
 
 def attention_variant(head: int, dtype: torch.dtype) -> Variant:
@@ -80,6 +83,11 @@ def attention_variant(head: int, dtype: torch.dtype) -> Variant:
     return _variant("attention", dtype, (("attention_split", 1), ("attention_combine", 1)), HEAD_DIM=head, SPLIT=SPLIT)
 
 
+def attention_bytes(head: int) -> int:
+    """Shared memory of a block of attention: 16 rows of sums, and a maximum and a sum of each row and warp."""
+    return 4 * (16 * (min(head, 128) + 4) + 2 * 16 * (SPLIT // 32))
+
+
 def layers_variant(dtype: torch.dtype) -> Variant:
     """Norms, rotary embedding, activation."""
     return _variant("layers", dtype, (("rms_norm", 1), ("silu_mul", 1), ("rope_store", 1)))
@@ -90,17 +98,25 @@ def kv_variant(dtype: torch.dtype) -> Variant:
     return _variant("kv", dtype, (("kv_store", 1), ("kv_move", 1)))
 
 
-def sampling_variant(dtype: torch.dtype, ranks: int = RANKS, threads: int = THREADS) -> Variant:
-    """The sampling rule, with `ranks` blocks of `threads` threads a row."""
-    variant = _variant("sampling", dtype, (("sample_rows", ranks),), RANKS=ranks, THREADS=threads)
-    return replace(variant, much_shared=True)
+def sampling_variant(
+    dtype: torch.dtype, ranks: int = RANKS, threads: int = THREADS, bin_bits: int = BIN_BITS[0]
+) -> Variant:
+    """The sampling rule, with `ranks` blocks of `threads` threads a row, selecting by `bin_bits` at a time."""
+    sizes = {"RANKS": ranks, "THREADS": threads, "BIN_BITS": bin_bits, "SHARED_BYTES": sampling_bytes(bin_bits)}
+    return replace(_variant("sampling", dtype, (("sample_rows", ranks),), **sizes), much_shared=True)
+
+
+def sampling_bytes(bin_bits: int) -> int:
+    """Shared memory of a block of the sampling kernel, its scores aside: `Shared` of sampling.cu, rounded up."""
+    return (16 << bin_bits) + 512
 
 
 def variants() -> Iterator[Variant]:
     """Every module that there is."""
     for dtype in DTYPES:
         yield from (attention_variant(head, dtype) for head in HEAD_SIZES)
-        yield from (layers_variant(dtype), kv_variant(dtype), sampling_variant(dtype))
+        yield from (layers_variant(dtype), kv_variant(dtype))
+        yield from (sampling_variant(dtype, bin_bits=bits) for bits in BIN_BITS)
 
 
 def _variant(file: str, dtype: torch.dtype, kernels: tuple[tuple[str, int], ...], **defines: int) -> Variant:

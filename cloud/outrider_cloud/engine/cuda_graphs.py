@@ -1,0 +1,76 @@
+"""Computations over fixed buffers as something that can be repeated cheaply: CUDA graphs, or again and again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import structlog
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+_log = structlog.get_logger(__name__)
+
+
+class Capture(Protocol):
+    """Turns a computation over fixed buffers into something that can be repeated cheaply."""
+
+    def __call__(self, compute: Callable[[], T]) -> Callable[[], T]:
+        """A function that computes again into the tensors it returned first."""
+
+
+def eagerly(compute: Callable[[], T]) -> Callable[[], T]:
+    """No capture: compute every time, as the host build of the kernels does."""
+    return compute
+
+
+class Graphs:
+    """Captures on the thread's current card, all graphs in one pool of memory: after the largest the others fit in.
+
+    So graphs must not run at once, and what one of them returned holds until another one runs: steps on one stream.
+    Other threads may use CUDA meanwhile, hence the thread-local mode. A computation that cannot be captured (it looks
+    at a result on the host, or makes a tensor whose size depends on one) is computed every time, and so is all that
+    comes after it.
+    """
+
+    def __init__(self) -> None:
+        self._stream: Any = None
+        self._pool: Any = None
+        self._refused = False
+
+    def __call__(self, compute: Callable[[], T]) -> Callable[[], T]:
+        """See `Capture`.
+
+        Raises:
+            torch.OutOfMemoryError: if there is no room for it.
+        """
+        if self._refused:
+            return compute
+        if self._stream is None:
+            self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            for _ in range(2):  # compiles kernels, lets cuBLAS take its workspace on the stream that will be captured
+                compute()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                result = compute()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._refused = True
+            _log.warning(
+                "a step cannot be captured in a CUDA graph: its kernels are launched one by one, which is slower",
+                reason=str(error).partition("\n")[0],
+            )
+            return compute
+
+        def replay() -> T:
+            graph.replay()
+            return result
+
+        return replay
