@@ -20,7 +20,7 @@ from outrider_cloud.model import conformance, gate
 from outrider_cloud.model.attention import ATTENTION
 from outrider_cloud.model.probe import probe_layers
 from outrider_cloud.model.reading import needed_bytes, read_weights, skeleton
-from outrider_cloud.model.weights import Weights, quantise
+from outrider_cloud.model.weights import Weights, check_product, quantise
 from outrider_cloud.parallel.shards import shard
 from outrider_shared.chat import read_chat_template
 from outrider_shared.errors import ConfigError, ModelError
@@ -119,7 +119,8 @@ def load_model(
     if check:
         conformance.check(config)
     on = device or torch.device("cpu")
-    model = _weights(folder, config, dtype, weights, world, _Room(folder.name, on, kv_bytes))
+    check_product(weights, on, dtype)
+    model = _weights(folder, config, dtype, weights, world, _Room(folder.name, on, kv_bytes, weights))
     model.eval().requires_grad_(False)
     text, tokenizer_json = config.get_text_config(), (folder / "tokenizer.json").read_bytes()
     tokenizer = _read(folder, lambda: Tokenizer.from_str(tokenizer_json.decode()))
@@ -166,7 +167,7 @@ def _weights(
 ) -> PreTrainedModel:
     """The model, its weights read one by one where the files allow it, else by transformers."""
     device = room.device
-    with _on_card(folder, device):
+    with _on_card(folder, room):
         if not _converted(config, dtype):
             model: PreTrainedModel = _read(folder, lambda: skeleton(config, dtype))
             if read_weights(model, folder, weights=weights, device=device, world=world, room=room.check):
@@ -204,18 +205,25 @@ def _load_weights(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     return loaded
 
 
-_NO_ROOM = "take a smaller model or --kv-tokens, a larger card, more cards (--tensor-parallel), or --weights int8"
+_NO_ROOM = "take a smaller model or --kv-tokens, a larger card, more cards (--tensor-parallel)"
+_SMALLER = ", or --weights int8 or fp8"
 
 
 @dataclass(frozen=True)
 class _Room:
-    """What a card must have room for: `kv_bytes` beside the weights of the model `name`."""
+    """What a card must have room for: `kv_bytes` beside the weights of the model `name`, held as `weights` says."""
 
     name: str
     device: torch.device
     kv_bytes: int
+    weights: Weights
 
-    def check(self, weight_bytes: int) -> None:
+    @property
+    def hint(self) -> str:
+        """What may help."""
+        return _NO_ROOM + (_SMALLER if self.weights is Weights.NATIVE else "")
+
+    def check(self, weight_bytes: int, widened_bytes: int = 0) -> None:
         """Refuse what does not fit, before anything is read.
 
         Raises:
@@ -224,21 +232,23 @@ class _Room:
         if self.device.type != "cuda":
             return
         free, total = torch.cuda.mem_get_info(self.device)
-        if weight_bytes + self.kv_bytes > free:
+        if weight_bytes + widened_bytes + self.kv_bytes > free:
+            matrix = f", {widened_bytes / 2**30:.2f} GiB for the largest matrix as it is multiplied"
             kv = f" and {self.kv_bytes / 2**30:.2f} GiB of KV" if self.kv_bytes else ""
+            held = "" if self.weights is Weights.NATIVE else f" in {self.weights}"
             raise ConfigError(
-                f"{self.name} needs {weight_bytes / 2**30:.2f} GiB of weights{kv}, "
+                f"{self.name} needs {weight_bytes / 2**30:.2f} GiB of weights{held}{matrix * bool(widened_bytes)}{kv}, "
                 f"{torch.cuda.get_device_name(self.device)} has {free / 2**30:.2f} of {total / 2**30:.2f} GiB free",
-                hint=_NO_ROOM,
+                hint=self.hint,
             )
 
 
 @contextlib.contextmanager
-def _on_card(folder: Path, device: torch.device) -> Iterator[None]:
+def _on_card(folder: Path, room: _Room) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise ConfigError(f"{folder.name} does not fit onto {device}: {error}", hint=_NO_ROOM) from error
+        raise ConfigError(f"{folder.name} does not fit onto {room.device}: {error}", hint=room.hint) from error
 
 
 def _read(folder: Path, load: Any) -> Any:

@@ -96,7 +96,7 @@ def read_weights(
     weights: Weights,
     device: torch.device,
     world: World | None,
-    room: Callable[[int], None] | None = None,
+    room: Callable[[int, int], None] | None = None,
 ) -> bool:
     """Fill a `skeleton` from the safetensors files of a folder.
 
@@ -106,7 +106,8 @@ def read_weights(
         weights: How matrices are held.
         device: Where.
         world: Whose shards of the model this process holds; None holds the whole model.
-        room: Told the bytes that this process will hold, before anything is read; it may refuse.
+        room: Told the bytes that this process will hold, and those of the largest matrix that it will widen, before
+            anything is read; it may refuse.
 
     Returns:
         Whether the files have all that the model wants, under its own names; if not, nothing was read.
@@ -121,7 +122,7 @@ def read_weights(
     if places is None:
         return False
     if room is not None:
-        room(needed_bytes(model, weights) + widened_bytes(model, weights))
+        room(needed_bytes(model, weights), widened_bytes(model, weights))
     to_quantise = {} if weights is Weights.NATIVE else {linear: (up, name) for up, name, linear in linears(model)}
     if weights is not Weights.NATIVE and not to_quantise:
         raise ModelError(f"{type(model).__name__} has no linear layers to hold as {weights}", hint="serve it as it is")
@@ -131,11 +132,11 @@ def read_weights(
             with _opened(folder / file) as opened:
                 while group:  # a place that is done lets go of its layer, which may have been replaced
                     place = group.pop()
-                    _read(opened, place, folder, device)
+                    _read(opened, place, folder, device, rounded=any(h in to_quantise for h, _ in place.holders))
                     for holder, _ in place.holders:
                         if isinstance(holder, nn.Linear) and holder in to_quantise and not _waits(holder):
                             parent, name = to_quantise.pop(holder)
-                            setattr(parent, name, held_as(holder, weights))
+                            setattr(parent, name, _held(holder, weights, place))
                     progress.advance(task, place.bytes)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
@@ -152,20 +153,30 @@ def _opened(path: Path) -> Iterator[Any]:
         raise ModelError(f"{path} cannot be read: {error}", hint="is the file whole?") from error
 
 
-def _read(opened: Any, place: _Place, folder: Path, device: torch.device) -> None:
+def _read(opened: Any, place: _Place, folder: Path, device: torch.device, *, rounded: bool) -> None:
+    """Read a tensor to where it is held. A matrix that will be rounded at once stays as and where it is in its file."""
     tensor = opened.get_tensor(place.source) if place.cut is None else place.cut(opened.get_slice(place.source))
     if tensor.shape != place.like.shape:
         raise ModelError(
             f"{folder} cannot be read: {place.source} is {list(tensor.shape)}, by config.json {list(place.like.shape)}",
             hint="weights and config.json belong to different models",
         )
-    held = tensor.to(device, place.like.dtype)
-    if held.data_ptr() == tensor.data_ptr():
+    rounded = rounded and tensor.dim() > 1
+    widened = torch.promote_types(tensor.dtype, place.like.dtype) == place.like.dtype
+    held = tensor.to(device) if rounded and widened else tensor.to(device, place.like.dtype)
+    if held.data_ptr() == tensor.data_ptr() and not rounded:
         held = held.clone()  # what is mapped would change with its file
     if isinstance(place.like, nn.Parameter):
         held = nn.Parameter(held, requires_grad=False)
     for holder, name in place.holders:
         setattr(holder, name, held)
+
+
+def _held(linear: nn.Linear, weights: Weights, place: _Place) -> nn.Module:
+    try:
+        return held_as(linear, weights)
+    except ModelError as error:
+        raise ModelError(f"{place.source}: {error.message}", hint=error.hint) from error
 
 
 def _waits(linear: nn.Linear) -> bool:

@@ -22,13 +22,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from outrider_shared.errors import ModelError
+from outrider_shared.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # The largest q of each type.
 _LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+# Values that are rounded at a time, so that what is made on the way is little beside a matrix.
+_AT_ONCE = 1 << 20
+# By so much int8 may move a sum of the trial: 32 weights by half a step of 7/8/127 each, rows of up to 3, and bfloat16.
+_OFF = 0.4
 _WIDTH = 16  # the CPU kernel reads rows in such parts: of other widths it gives wrong sums, or reads beyond the matrix
 
 
@@ -88,7 +92,8 @@ class Int8Linear(ScaledLinear):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear, torch.int8)
-        self.matrix = functional.pad(self.matrix, (0, -self.in_features % _WIDTH))
+        if missing := -self.in_features % _WIDTH:
+            self.matrix = functional.pad(self.matrix, (0, missing))
 
     def product(self, rows: torch.Tensor) -> torch.Tensor:
         """[rows, in] -> [rows, out]."""
@@ -104,12 +109,52 @@ _LAYERS: dict[Weights, type[Int8Linear | Fp8Linear]] = {Weights.INT8: Int8Linear
 
 
 def rounded(weight: torch.Tensor, held: torch.dtype = torch.int8) -> tuple[torch.Tensor, torch.Tensor]:
-    """([out, in] of type `held`, bfloat16 scale [out]) of a matrix; symmetric, per output channel, round to nearest."""
-    wide, largest = weight.float(), _LARGEST[held]
-    exact = (wide.abs().amax(1) / largest).clamp(min=torch.finfo(torch.float32).tiny * largest)
-    scale = exact.to(torch.bfloat16)
-    matrix = (wide / scale.float()[:, None]).clamp(-largest, largest)
-    return (matrix.round() if held is torch.int8 else matrix).to(held), scale
+    """([out, in] of type `held`, bfloat16 scale [out]) of a matrix; symmetric, per output channel, round to nearest.
+
+    Raises:
+        ModelError: if a weight is infinite or no number, which no scale brings back.
+    """
+    largest, rows = _LARGEST[held], max(1, _AT_ONCE // weight.shape[1])
+    matrix = torch.empty(weight.shape, dtype=held, device=weight.device)
+    scale = torch.empty(len(weight), dtype=torch.bfloat16, device=weight.device)
+    for first in range(0, len(weight), rows):
+        part = slice(first, first + rows)
+        wide = weight[part].to(torch.float32, copy=True)
+        exact = wide.abs().amax(1).div_(largest).clamp_(min=torch.finfo(torch.float32).tiny * largest)
+        scale[part] = exact.to(torch.bfloat16)
+        wide.div_(scale[part].float()[:, None]).clamp_(-largest, largest)
+        matrix[part] = wide.round_() if held is torch.int8 else wide
+    if not bool(scale.isfinite().all()):
+        raise ModelError("it holds infinities, or what is no number", hint="serve the model with --weights native")
+    return matrix, scale
+
+
+def check_product(weights: Weights, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse weights that a device cannot hold or multiply, before any is read: a small product is tried.
+
+    Raises:
+        ConfigError: what is wrong.
+    """
+    if weights is Weights.NATIVE:
+        return
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this {device.type}"
+    linear = nn.Linear(32, 16, bias=False, device=device, dtype=dtype).requires_grad_(requires_grad=False)
+    steps = torch.arange(linear.weight.numel(), device=device)
+    linear.weight.copy_((steps % 15 - 7).view_as(linear.weight) / 8)
+    rows = (steps[:96] % 7 - 3).view(3, 32).to(dtype)
+    hint = "serve with --weights native"
+    try:
+        off = (held_as(linear, weights)(rows) - linear(rows)).abs().max().item()
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"--weights {weights} cannot be computed on {where} by torch {torch.__version__}: {reason}", hint=hint
+        ) from error
+    if not off <= _OFF:
+        raise ConfigError(
+            f"--weights {weights} gives wrong products on {where} with torch {torch.__version__}: off by {off:g}",
+            hint=hint,
+        )
 
 
 def quantise(model: nn.Module, weights: Weights) -> int:

@@ -144,7 +144,7 @@ def large(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("weights", "ranks"), [("native", 1), ("int8", 1), ("native", 2)])
+@pytest.mark.parametrize(("weights", "ranks"), [("native", 1), ("int8", 1), ("fp8", 1), ("native", 2)])
 def test_reading_takes_no_more_memory_than_what_is_held_and_a_file(large: Path, weights: str, ranks: int):
     """By the kernel's count in a process of its own, mapped pages of files included."""
     command = [sys.executable, "-c", PEAK, str(large), weights, str(ranks)]

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 from outrider_cloud.build import build_engine
+from outrider_cloud.cli import cloud
 from outrider_cloud.engine.config import EngineConfig
 from outrider_cloud.engine.engine import Engine
+from outrider_cloud.model import weights as weights_module
 from outrider_cloud.model.loading import fingerprint, load_model
 from outrider_cloud.model.plain import plain_model
-from outrider_cloud.model.weights import Fp8Linear, Int8Linear, ScaledLinear, Weights, quantise, rounded
-from outrider_shared.errors import ModelError
+from outrider_cloud.model.weights import (
+    Fp8Linear,
+    Int8Linear,
+    ScaledLinear,
+    Weights,
+    check_product,
+    held_as,
+    quantise,
+    rounded,
+)
+from outrider_shared.errors import ConfigError, ModelError
 from outrider_shared.sampling import SamplingParams
 from support.rig import Rig
 
@@ -52,6 +64,49 @@ def test_a_widened_product_is_that_of_the_rounded_matrix(held, dtype):
     rows = torch.randn(5, 70).to(dtype)
     wanted = rows.float() @ (matrix.float() * scale.float()[:, None]).T + linear.bias
     assert torch.allclose(layer(rows).float(), wanted, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("weights", [Weights.INT8, Weights.FP8])
+def test_weights_that_are_no_numbers_are_refused(weights):
+    """No scale brings them back: without a word they would make whole rows no numbers."""
+    for wrong in (float("inf"), float("nan")):
+        linear = nn.Linear(8, 4).requires_grad_(requires_grad=False)
+        linear.weight[2, 3] = wrong
+        with pytest.raises(ModelError, match=r"infinities, or what is no number.*--weights native"):
+            held_as(linear, weights)
+
+
+@pytest.mark.parametrize("held", [torch.int8, torch.float8_e4m3fn])
+def test_a_matrix_is_rounded_in_parts_and_left_alone(held, monkeypatch):
+    """Whatever the size of a part: the bits of the whole at once, and the source is as it was."""
+    weight = torch.randn(37, 24)
+    before = weight.clone()
+    whole = rounded(weight, held)
+    monkeypatch.setattr(weights_module, "_AT_ONCE", 100)
+    assert all(torch.equal(a.float(), b.float()) for a, b in zip(rounded(weight, held), whole, strict=True))
+    assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("weights", Weights)
+def test_a_cpu_multiplies_all_kinds_of_weights(weights, dtype):
+    check_product(weights, torch.device("cpu"), dtype)
+
+
+def test_weights_that_a_device_cannot_multiply_are_told_before_they_are_read(monkeypatch):
+    """In a sentence of their own, with what to serve instead: whether it fails, or gives something else."""
+
+    def missing(*_):
+        raise NotImplementedError("\"mul\" not implemented for 'Float8_e4m3fn'\nmore")
+
+    monkeypatch.setattr(Fp8Linear, "product", missing)
+    done = CliRunner().invoke(cloud, ["generate", "--weights", "fp8", "--prompt", "a"])
+    assert done.exit_code == 2
+    assert "--weights fp8 cannot be computed on this cpu by torch" in done.stderr
+    assert "not implemented for 'Float8_e4m3fn' (serve with --weights native)" in done.stderr
+    monkeypatch.setattr(Fp8Linear, "product", lambda _, rows: torch.zeros(len(rows), 16))
+    with pytest.raises(ConfigError, match=r"fp8 gives wrong products on this cpu .* off by \d"):
+        check_product(Weights.FP8, torch.device("cpu"), torch.float32)
 
 
 def test_int8_on_a_gpu_is_int8_on_a_cpu():

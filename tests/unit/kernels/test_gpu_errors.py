@@ -201,7 +201,7 @@ def test_a_card_too_small_for_weights_and_kv_is_told_before_anything_is_read(car
     small = LlamaConfig(**SHAPE, head_dim=64)
     path = folder(small)
     loading.AutoModelForCausalLM.from_config(small).to(torch.bfloat16).save_pretrained(path)
-    monkeypatch.setattr(reading, "_read", lambda *_: pytest.fail("a weight was read"))
+    monkeypatch.setattr(reading, "_read", lambda *_, **__: pytest.fail("a weight was read"))
     card(free=16 << 20)
     status, line = on_gpu("--model", path, "--kv-tokens", "131072")
     assert status == 2
@@ -209,6 +209,12 @@ def test_a_card_too_small_for_weights_and_kv_is_told_before_anything_is_read(car
     assert "--kv-tokens" in line
     card(free=1 << 10)
     assert "of weights and" in on_gpu("--model", path)[1]
+    assert "or --weights int8 or fp8" in on_gpu("--model", path)[1]
+    # What is asked for already is not advised, and the room for products is told.
+    monkeypatch.setattr(loading, "check_product", lambda *_: None)
+    line = on_gpu("--model", path, "--weights", "fp8")[1]
+    assert re.search(r"GiB of weights in fp8, \d\.\d\d GiB for the largest matrix as it is multiplied and", line)
+    assert "--weights" not in line
 
 
 def test_memory_that_ends_while_weights_are_read(card, folder, monkeypatch):
@@ -216,7 +222,7 @@ def test_memory_that_ends_while_weights_are_read(card, folder, monkeypatch):
     path = folder(small)
     loading.AutoModelForCausalLM.from_config(small).to(torch.bfloat16).save_pretrained(path)
 
-    def full(*_):
+    def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(reading, "_read", full)
