@@ -23,7 +23,7 @@ import structlog
 import urllib3
 
 from outrider_cloud.fleet.config import ControllerConfig
-from outrider_cloud.fleet.registry import access, desired, devices, rollouts, webhooks
+from outrider_cloud.fleet.registry import access, desired, devices, members, rollouts, rounds, webhooks
 from outrider_cloud.fleet.rollout.decide import decide
 from outrider_cloud.fleet.rollout.evidence import Window
 from outrider_cloud.fleet.rollout.spec import Spec
@@ -130,7 +130,7 @@ class Controller:
     def _progress(self, connection: Connection, arrived: Arrived) -> None:
         message, device = arrived.message, arrived.device
         if isinstance(message, UpdateStatus):
-            said = rollouts.Progress(
+            said = members.Progress(
                 device, message.rollout, message.attempt, message.state, message.done, message.code, message.message
             )
         elif isinstance(message, Reported):
@@ -138,10 +138,10 @@ class Controller:
                 access.note(connection, device, "desired.refused", device, code=message.refused, reason=message.message)
             if message.state is None:
                 return
-            said = rollouts.Progress(device, message.rollout, message.attempt, message.state)
+            said = members.Progress(device, message.rollout, message.attempt, message.state)
         else:
             return
-        fresh = rollouts.progress(connection, said)
+        fresh = members.progress(connection, said)
         # A refusal is noted whoever asked for the update: an attack may be of no roll-out that this registry knows.
         if said.code and (fresh or said.state.final):
             access.note(
@@ -189,18 +189,18 @@ class Controller:
         if row.state == RolloutState.RUNNING:
             found = self._live.get(name)
             if found is None:
-                found = _Live(Spec.read(row.spec).sha256, rollouts.evidence_of(connection, row))
+                found = _Live(Spec.read(row.spec).sha256, rounds.evidence_of(connection, row))
                 self._live[name] = found
             if found.dirty:
-                rollouts.save_evidence(connection, name, found.evidence)
+                rounds.save_evidence(connection, name, found.evidence)
                 found.dirty = False
             if now >= found.join_at:
                 found.join_at = now + _JOIN_S
-                if rollouts.join_late(connection, row):
-                    found.evidence = rollouts.evidence_of(connection, rollouts.load(connection, name))
+                if members.join_late(connection, row):
+                    found.evidence = rounds.evidence_of(connection, rollouts.load(connection, name))
             evidence = found.evidence
-        decided = decide(now, Spec.read(row.spec), rollouts.view(connection, row, now), evidence)
-        rollouts.carry_out(connection, row, decided, now)
+        decided = decide(now, Spec.read(row.spec), rounds.view(connection, row, now), evidence)
+        rounds.carry_out(connection, row, decided, now)
         if decided.state is not None:
             self._live.pop(name, None)  # what is resumed later begins its tests afresh
         return bool(decided.tell or decided.state or decided.stage_state or decided.next_stage)

@@ -191,7 +191,7 @@ class Story:
 def _named(draft: Draft, device: str, others: int) -> str:
     """A roll-out's order is by lot, drawn from its name: the first name whose lot puts the device into stage one."""
     names = [device, *(f"sim-{i:05d}" for i in range(others))]
-    from outrider_cloud.fleet.registry.rollouts import place  # noqa: PLC0415 - the registry is slow to import
+    from outrider_cloud.fleet.registry.members import place  # noqa: PLC0415 - the registry is slow to import
 
     for number in itertools.count(1):
         name = f"{draft.name}-take-{number}"

@@ -15,6 +15,7 @@ which bucket of time per token. Rules:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from dataclasses import dataclass, field
@@ -153,10 +154,9 @@ class Evidence:
         gates = self.gates
         usable = {name: line for name, line in self.baselines.items() if line.windows >= gates.min_baseline}
         self.baselines = usable
-        pooled: tuple[int, ...] = ()
-        for line in usable.values():
-            pooled = added(pooled, line.latency)
-        self.reference = slow_edge(pooled)
+        # Of a large fleet at once: one histogram after the other takes a second of 100,000 devices.
+        histograms = [line.latency for line in usable.values()]
+        self.reference = slow_edge([sum(counts) for counts in itertools.zip_longest(*histograms, fillvalue=0)])
         groups = [[line for name, line in usable.items() if (name in self.canaries) is new] for new in (True, False)]
         doubt = _doubt(*([line.error for line in group] for group in groups))
         self.acceptance = BettingTest(gates.alpha, gates.acceptance_margin + doubt)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -40,15 +40,8 @@ def list_all(found: Found, _who: Viewer) -> dict[str, Any]:
     """All roll-outs, newest first."""
     with found.controller.database.reading() as connection:
         rows = connection.execute(select(tables.rollouts).order_by(tables.rollouts.c.created.desc()).limit(200)).all()
-        grouped = connection.execute(
-            select(tables.members.c.rollout, tables.members.c.state, func.count()).group_by(
-                tables.members.c.rollout, tables.members.c.state
-            )
-        ).all()
-    counts: dict[str, dict[str, int]] = defaultdict(dict)
-    for name, state, count in grouped:
-        counts[name][state] = count
-    return {"rollouts": [_told(row, counts[row.id]) for row in rows]}
+    counts = found.glance.counts()
+    return {"rollouts": [_told(row, counts.get(row.id, {})) for row in rows]}
 
 
 @router.post("", status_code=201)

@@ -83,8 +83,8 @@ async function signIn() {
   $("nav").hidden = $("out").hidden = false;
   $("out").title = `${session.me.name} (${session.me.role})`;
   complain(null);
-  watch();
-  await open();
+  await open(); // before the stream: what it brings at once is what the view has just asked for
+  if (session.me) watch();
 }
 
 function decoded(part) {
