@@ -117,6 +117,11 @@ class Response:
 class PathHost:
     """A host that knows which pack it drafts with, and refuses a damaged one as the real one does."""
 
+    answering = False
+
+    async def at_rest(self) -> None:
+        """See `Host`."""
+
     def __init__(self) -> None:
         self.usage = UsageMeter()
         self.loaded: list[str] = []

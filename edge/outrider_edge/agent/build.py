@@ -36,6 +36,6 @@ def build_agent(file: Path, host: Host, base: Path | None = None, means: Means |
     disk.mkdir(config.state)
     slots = Slots(disk, config.state / "slots", base)
     tokenizer = read_pack(base).manifest.tokenizer_fingerprint
-    agent = Agent(config, MqttBroker(config.mqtt), host, slots, Aside(file, base), tokenizer, disk, means)
+    agent = Agent(config, MqttBroker(config.mqtt), host, slots, Aside(file, base, host), tokenizer, disk, means)
     agent.boot()
     return agent, slots.folder(slots.current())

@@ -36,6 +36,15 @@ class DeskHost:
             # Before the renderer, which is last.
             structlog.configure(processors=[*processors[:-1], self._remember, processors[-1]])
 
+    @property
+    def answering(self) -> bool:
+        """See `Host`."""
+        return self._desk.slots.used > 0
+
+    async def at_rest(self) -> None:
+        """See `Host`."""
+        await self._desk.slots.idle()
+
     async def swap(self, pack: Path) -> None:
         """See `Host`."""
         await self._desk.swap(pack)

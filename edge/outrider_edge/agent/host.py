@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Protocol
 
+from outrider_edge.agent.update.turns import Answering
 from outrider_edge.agent.usage import UsageMeter
 from outrider_shared.drafting.runtime import DraftModel
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Host(Protocol):
+class Host(Answering, Protocol):
     """The program that answers requests.
 
     Attributes:
@@ -41,10 +42,15 @@ class Host(Protocol):
 class StandaloneHost:
     """Holds the draft and answers nothing: for `outrider edge agent`."""
 
+    answering = False
+
     def __init__(self) -> None:
         self.usage = UsageMeter()
         self.model: DraftModel | None = None
         self._pack: Path | None = None
+
+    async def at_rest(self) -> None:
+        """See `Host`."""
 
     async def swap(self, pack: Path) -> None:
         """See `Host`."""

@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from outrider_edge.agent.host import StandaloneHost
 from outrider_edge.agent.update.aside import Aside
 from outrider_edge.agent.update.work import Part
 from outrider_shared.errors import InternalError, SelfTestError, UnavailableError
@@ -20,7 +22,28 @@ from outrider_shared.packs import bundled_pack
 from support.daemon import ENVIRONMENT
 from support.mosquitto import new_fleet
 
-LONG = tuple(Golden((1,) * 200, (2,) * 500) for _ in range(50))  # seconds of work
+LONG = tuple(Golden((1,) * 20, (2,) * 400) for _ in range(100))  # seconds of work
+
+
+class Asked:
+    """Answers from `asked` to `answered`."""
+
+    def __init__(self) -> None:
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def asked(self) -> None:
+        self._idle.clear()
+
+    @property
+    def answering(self) -> bool:
+        return not self._idle.is_set()
+
+    async def at_rest(self) -> None:
+        await self._idle.wait()
+
+    def answered(self) -> None:
+        self._idle.set()
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +55,7 @@ def file(tmp_path_factory):
 
 @pytest.fixture
 def aside(file):
-    return Aside(file, bundled_pack())
+    return Aside(file, bundled_pack(), StandaloneHost())
 
 
 def alive(pid: int) -> bool:
@@ -61,7 +84,7 @@ def test_parts_are_done_there_with_low_priority_and_errors_come_back_as_what_the
 
 def test_what_does_not_get_done_in_the_time_that_is_left_over_gets_some_of_its_own(file):
     """And the next update begins modestly again."""
-    aside = Aside(file, bundled_pack(), patient_s=0.0)
+    aside = Aside(file, bundled_pack(), StandaloneHost(), patient_s=0.0)
 
     async def run():
         assert await aside.do(Part.HOLDING, "0" * 64) is None
@@ -96,6 +119,43 @@ def test_a_process_that_crashes_is_a_failed_step_and_the_next_one_gets_another(a
     asyncio.run(run())
 
 
+def state(pid: int) -> str:
+    return stat(pid)[0]
+
+
+def cpu_s(pid: int) -> float:
+    return (int(stat(pid)[11]) + int(stat(pid)[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def stat(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def test_while_somebody_waits_for_an_answer_it_has_a_small_share_of_the_time(file):
+    """And all of it again once nobody does."""
+
+    async def run():
+        host = Asked()
+        host.asked()
+        aside = Aside(file, bundled_pack(), host)
+        starting = asyncio.create_task(aside.do(Part.TRY, "", LONG))
+        while aside._process is None:  # noqa: ASYNC110 - it is about to be started
+            await asyncio.sleep(0)
+        pid = aside._process.pid
+        before, began = cpu_s(pid), time.monotonic()
+        await asyncio.sleep(1.0)
+        assert cpu_s(pid) - before < 0.5 * (time.monotonic() - began)
+        host.answered()
+        while not starting.done() and cpu_s(pid) - before < 1.0:  # noqa: ASYNC110 - another process works
+            await asyncio.sleep(0.01)
+        assert not starting.done()
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        assert not alive(pid)
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
 def test_cancelled_work_ends_at_once(aside):
     async def run():
         await aside.do(Part.HOLDING, "0" * 64)
@@ -111,18 +171,20 @@ def test_cancelled_work_ends_at_once(aside):
 
 
 def test_it_does_not_outlive_the_program_that_started_it(file):
-    """SIGKILL of the device's program in the middle of a self-test."""
+    """SIGKILL of the device's program in the middle of a self-test, while it answers: the other is stopped then."""
     code = (
         "import asyncio, sys, pathlib\n"
         "sys.path.insert(0, sys.argv[2])\n"
         "from outrider_edge.agent.update.aside import Aside\n"
         "from outrider_edge.agent.update.work import Part\n"
         "from outrider_shared.packs import bundled_pack\n"
-        "from test_aside import LONG\n"
+        "from test_aside import LONG, Asked\n"
         "async def run():\n"
-        "    aside = Aside(pathlib.Path(sys.argv[1]), bundled_pack())\n"
+        "    host = Asked()\n"
+        "    aside = Aside(pathlib.Path(sys.argv[1]), bundled_pack(), host)\n"
         "    await aside.do(Part.HOLDING, '0' * 64)\n"
         "    print(aside._process.pid, flush=True)\n"
+        "    host.asked()\n"
         "    await aside.do(Part.TRY, '', LONG)\n"
         "asyncio.run(run())\n"
     )
@@ -130,9 +192,11 @@ def test_it_does_not_outlive_the_program_that_started_it(file):
     command = [sys.executable, "-c", code, str(file), here]
     with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE) as parent:
         pid = int(parent.stdout.readline())
-        assert alive(pid)
+        end = time.monotonic() + 30
+        while state(pid) != "T":
+            assert time.monotonic() < end
+            time.sleep(0.001)
         parent.kill()
-    end = time.monotonic() + 30
     while alive(pid):
         assert time.monotonic() < end
         time.sleep(0.02)

@@ -16,6 +16,7 @@ from outrider_cloud.fleet.bench.load import LoadPlan, bench_load
 from outrider_cloud.fleet.bench.place import place
 from outrider_cloud.fleet.bench.registry import RegistryPlan, bench_registry
 from outrider_cloud.fleet.bench.update import UpdatePlan, bench_update
+from outrider_cloud.fleet.demo.processes import ending_on_sigterm
 from outrider_shared.cli import TypedErrors
 from outrider_shared.logs import configure_logs
 from outrider_shared.packs import bundled_pack
@@ -31,6 +32,7 @@ _REGISTRY, _LOAD, _UPDATE = RegistryPlan(), LoadPlan(), UpdatePlan()
 def fleet() -> None:
     """The fleet plane: its gates, its registry, and its devices under load."""
     configure_logs()
+    click.get_current_context().with_resource(ending_on_sigterm())
 
 
 def result_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,7 +61,7 @@ def told(result: dict[str, Any], tables: dict[str, str], out: Path | None, *, as
             table.add_row(*(_cell(row.get(column)) for column in columns.split()))
         console.print(table)
     for name, value in result.items():
-        if isinstance(value, int | float | str) or name.startswith("desired"):
+        if isinstance(value, int | float | str) or name.startswith(("desired", "slowdown")):
             console.print(f"{name}: {_cell(value)}")
 
 

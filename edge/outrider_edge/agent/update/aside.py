@@ -6,17 +6,22 @@
 Why a process and not a thread: a thread of low priority holds Python's lock while it is not run, and answers would
 wait for it. Beside that, a pack that crashes the runtime at its self-test ends this process and nothing else, and work
 that is cancelled ends at once. A part that is not through after a minute is begun again, or goes on, at nice 10: a
-device that is busy all the time would never update otherwise. When the device's program ends in whatever way, stdin
-ends and so does this.
+device that is busy all the time would never update otherwise. While answers are made it takes turns (`turns`).
+
+When the device's program ends in whatever way, stdin ends and so does this. It may be stopped just then, so it is in a
+process group of its own, which POSIX sends SIGHUP and SIGCONT when it is orphaned; where init is of our session, as in
+containers, it is not, but Linux kills it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import pickle
 import queue
+import signal
 import struct
 import sys
 import threading
@@ -30,6 +35,7 @@ from outrider_edge.agent.disk import Disk, finished
 from outrider_edge.agent.update.http import new_pool
 from outrider_edge.agent.update.slots import Slots
 from outrider_edge.agent.update.trust import Catalogue
+from outrider_edge.agent.update.turns import take_turns
 from outrider_edge.agent.update.work import INCOMING, Fits, Part, Share, Source, Work
 from outrider_shared.errors import InternalError, OutriderError, SelfTestError
 from outrider_shared.logs import configure_logs
@@ -38,8 +44,11 @@ from outrider_shared.packs import read_pack
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from outrider_edge.agent.update.turns import Answering
+
 _LENGTH = struct.Struct("!I")
 _NICE, _LAST_S = 10, 5.0
+_PR_SET_PDEATHSIG = 1
 _log = structlog.get_logger()
 
 
@@ -49,13 +58,15 @@ class Aside:
     Args:
         file: `agent.toml`, or its folder.
         base: The pack that is used while none was installed.
+        host: Who answers, and goes before.
         patient_s: How long a part may take with nothing but the time that is left over.
     """
 
-    def __init__(self, file: Path, base: Path, *, patient_s: float = 60.0) -> None:
-        self._arguments, self._patient_s = (str(file), str(base)), patient_s
+    def __init__(self, file: Path, base: Path, host: Answering, *, patient_s: float = 60.0) -> None:
+        self._arguments, self._patient_s, self._host = (str(file), str(base)), patient_s, host
         self._idle = True
         self._process: asyncio.subprocess.Process | None = None
+        self._turns: asyncio.Task[None] | None = None
 
     async def do(self, part: Part, *args: Any, progress: Callable[[float], None] = lambda _share: None) -> Any:
         """See `Doer`; a process that ends meanwhile is an error like any other."""
@@ -91,7 +102,8 @@ class Aside:
     async def _start(self) -> asyncio.subprocess.Process:
         command = (sys.executable, "-m", __name__, *self._arguments, *(["idle"] if self._idle else []))
         pipe = asyncio.subprocess.PIPE
-        self._process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
+        self._process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, process_group=0)
+        self._turns = asyncio.create_task(take_turns(self._process, self._host))
         return self._process
 
     @staticmethod
@@ -109,6 +121,8 @@ class Aside:
         process, self._process = self._process, None
         if process is None:
             return 0
+        if self._turns is not None:
+            self._turns.cancel()
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
@@ -132,6 +146,7 @@ def _framed(message: object) -> bytes:
 
 def main(file: str, base: str, idle: str = "") -> None:
     """Do what stdin asks for until it ends."""
+    _end_with_parent()
     _step_aside(idle=bool(idle))
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints does not print into the answers
@@ -162,6 +177,12 @@ def _step_aside(*, idle: bool) -> None:
     os.nice(_NICE)
     with contextlib.suppress(AttributeError, OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
+def _end_with_parent() -> None:
+    """Whoever is stopped does not see its stdin end."""
+    with contextlib.suppress(AttributeError, OSError):  # not Linux
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _listen(source: IO[bytes], asked: queue.SimpleQueue[tuple[Part, tuple[Any, ...]]]) -> None:
