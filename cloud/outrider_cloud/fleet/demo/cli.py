@@ -9,19 +9,16 @@ import signal
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.markup import escape
 
-from outrider_cloud.fleet.demo.processes import Processes
+from outrider_cloud.fleet.demo.processes import Processes, ending_on_sigterm
 from outrider_cloud.fleet.demo.setting import DEVICE, Setting, Stage
 from outrider_cloud.fleet.demo.story import Check, Story
 from outrider_shared.packs import bundled_pack
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _DEFAULT = Setting(Path())
 
@@ -49,7 +46,7 @@ def demo(*, devices: int, telemetry_s: float, page_port: int, hold: bool, as_jso
         mark, found = "[green]ok  [/green]" if check.passed else "[red]FAIL[/red]", escape(check.found)
         console.print(f"         {mark} [bold]{escape(check.what)}[/bold]  [dim]{found}[/dim]", soft_wrap=True)
 
-    with _ends_on_sigterm(), tempfile.TemporaryDirectory(prefix="outrider-fleet-") as name:
+    with ending_on_sigterm(), tempfile.TemporaryDirectory(prefix="outrider-fleet-") as name:
         folder = Path(name)
         with Processes(folder / "logs") as processes:
             story = _play(Stage(folder, setting, processes), setting, say, checked)
@@ -89,13 +86,3 @@ def _end(story: Story, console: Console, seconds: float, *, as_json: bool) -> No
         )
     if failed:
         raise SystemExit(1)
-
-
-@contextlib.contextmanager
-def _ends_on_sigterm() -> Iterator[None]:
-    """SIGTERM as Ctrl-C, so that nothing is left running."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
