@@ -25,9 +25,9 @@ from outrider_cloud.fleet.serve import open_registry
 from outrider_edge.agent.disk import Disk
 from outrider_edge.agent.update.selftest import make_golden
 from outrider_edge.agent.update.slots import Slots
-from outrider_edge.device import bundled_pack
-from outrider_edge.draft.runtime import DraftModel
+from outrider_shared.drafting.runtime import DraftModel
 from outrider_shared.fleet.artifact import Golden
+from outrider_shared.packs import bundled_pack
 from support.daemon import ENVIRONMENT
 from support.mosquitto import running
 from support.updates import variant
