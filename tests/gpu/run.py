@@ -26,7 +26,9 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PATHS = [ROOT / "cloud", ROOT / "edge", ROOT / "shared", ROOT / "tests", ROOT / "tests" / "gpu" / "standins"]
+PATHS = [ROOT / "cloud", ROOT / "edge", ROOT / "shared", ROOT / "tests"]
+# Only where the real one is missing: these paths come before what is installed.
+STANDINS = {"structlog": ROOT / "tests" / "gpu" / "standins"}
 BENCH = ["-m", "outrider_cloud.bench.cli"]
 # Of the repository's settings none: they ask for plugins that a bare machine may lack.
 PYTEST = ["-m", "pytest", "-q", "-ra", "-c", os.devnull, "--rootdir", "tests/gpu", "--confcutdir", "tests/gpu",
@@ -126,7 +128,8 @@ def _run(part: Part, findings: Path, *, host: bool) -> str:
         return f"left out: needs {', '.join(missing)}"
     if part.prefix and (host or shutil.which(part.prefix[0]) is None):
         return "left out: no compute-sanitizer" if not host else "left out: it watches a card"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, PATHS)), "OUTRIDER_FINDINGS": str(findings)}
+    paths = [*PATHS, *(folder for module, folder in STANDINS.items() if not _there(module))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "OUTRIDER_FINDINGS": str(findings)}
     environment |= dict(part.environment)
     if host:
         environment |= {"OUTRIDER_GPU_TESTS": "host"}

@@ -67,6 +67,23 @@ def test_attention_at_the_longest_context(card):
     assert (out.double() - expected).abs().max() < 2e-2
 
 
+def test_keys_and_values_beyond_two_to_the_31_elements(card):
+    """A pool as a card has room for: what lies at its end is stored, moved and seen as what lies at its start."""
+    rng = np.random.default_rng(9)
+    spec = make_spec(128, share=4, kv_heads=8)
+    slots = (1 << 21) + (1 << 12)
+    pool, _ = make_pool(card.launcher, spec, torch.bfloat16, rng, slots=slots)
+    assert pool.pool[0, 0].numel() > 1 << 31
+    case = make_case(rng, list(range(slots >> 4)), spec, torch.bfloat16, 700, random_tree(rng, 9))  # its last pages
+    out = run(card.launcher, pool, spec, [case])
+    expected = torch.stack([in_float64(case, i, spec) for i in range(9)])
+    assert (out.double() - expected).abs().max() < 2e-2
+    last = slots - 1
+    pool.pool[0, :, 0, :, 3] = 5.0
+    pool.move([3], [last])
+    assert bool((pool.pool[0, :, last >> 4, :, last & 15] == 5.0).all())
+
+
 @pytest.mark.parametrize(("dim", "window"), [(64, None), (128, None), (128, 200), (256, None)])
 def test_a_tree_row_has_the_bits_of_plain_decoding(place, dim, window):
     rng = np.random.default_rng(5)

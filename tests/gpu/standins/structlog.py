@@ -1,6 +1,6 @@
 """Stands in for structlog on a bare machine where it is missing: logs are dropped, everything else runs.
 
-`run.py` puts this folder behind all others, so the real one wins where it is installed.
+`run.py` names this folder only where there is no real one.
 """
 
 from __future__ import annotations
