@@ -172,13 +172,28 @@ def _weights(
             model: PreTrainedModel = _read(folder, lambda: skeleton(config, dtype))
             if read_weights(model, folder, weights=weights, device=device, world=world, room=room.check):
                 return model
-        model = _read(folder, lambda: _load_weights(folder, dtype))
+        model = _read_by_transformers(folder, config, dtype)
         if world is not None:
             shard(model, world)
         quantise(model, weights)
         room.check(needed_bytes(model, Weights.NATIVE))
         model.to(device)
         return model
+
+
+def _read_by_transformers(folder: Path, config: Any, dtype: torch.dtype) -> PreTrainedModel:
+    try:
+        model: PreTrainedModel = _read(folder, lambda: _load_weights(folder, dtype))
+    except ModelError as error:
+        given = getattr(config, "quantization_config", None)
+        if given is None:
+            raise
+        how = given.get("quant_method") if isinstance(given, dict) else given.quant_method
+        raise ModelError(
+            f"{folder} is quantised as {how}, and cannot be read so here: {error.__cause__ or error.message}",
+            hint="take the checkpoint in 16 bits; --weights fp8 or int8 holds it in 8",
+        ) from error
+    return model
 
 
 def _converted(config: Any, dtype: torch.dtype) -> bool:

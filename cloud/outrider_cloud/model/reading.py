@@ -164,7 +164,7 @@ def _read(opened: Any, place: _Place, folder: Path, device: torch.device, *, rou
     rounded = rounded and tensor.dim() > 1
     widened = torch.promote_types(tensor.dtype, place.like.dtype) == place.like.dtype
     held = tensor.to(device) if rounded and widened else tensor.to(device, place.like.dtype)
-    if held.data_ptr() == tensor.data_ptr() and not rounded:
+    if held.data_ptr() == tensor.data_ptr() and place.cut is None and not rounded:
         held = held.clone()  # what is mapped would change with its file
     if isinstance(place.like, nn.Parameter):
         held = nn.Parameter(held, requires_grad=False)

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 # The largest q of each type.
 _LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
-# Values that are rounded at a time, so that what is made on the way is little beside a matrix.
-_AT_ONCE = 1 << 20
+# Values that are rounded at a time. On a host they are few: the C library keeps the holes that they leave.
+_AT_ONCE = {"cpu": 1 << 16, "cuda": 1 << 22}
 # By so much int8 may move a sum of the trial: 32 weights by half a step of 7/8/127 each, rows of up to 3, and bfloat16.
 _OFF = 0.4
 _WIDTH = 16  # the CPU kernel reads rows in such parts: of other widths it gives wrong sums, or reads beyond the matrix
@@ -114,13 +114,14 @@ def rounded(weight: torch.Tensor, held: torch.dtype = torch.int8) -> tuple[torch
     Raises:
         ModelError: if a weight is infinite or no number, which no scale brings back.
     """
-    largest, rows = _LARGEST[held], max(1, _AT_ONCE // weight.shape[1])
+    largest, rows = _LARGEST[held], max(1, _AT_ONCE[weight.device.type] // weight.shape[1])
     matrix = torch.empty(weight.shape, dtype=held, device=weight.device)
     scale = torch.empty(len(weight), dtype=torch.bfloat16, device=weight.device)
     for first in range(0, len(weight), rows):
         part = slice(first, first + rows)
         wide = weight[part].to(torch.float32, copy=True)
-        exact = wide.abs().amax(1).div_(largest).clamp_(min=torch.finfo(torch.float32).tiny * largest)
+        exact = torch.linalg.vector_norm(wide, torch.inf, 1).div_(largest)
+        exact.clamp_(min=torch.finfo(torch.float32).tiny * largest)
         scale[part] = exact.to(torch.bfloat16)
         wide.div_(scale[part].float()[:, None]).clamp_(-largest, largest)
         matrix[part] = wide.round_() if held is torch.int8 else wide

@@ -153,5 +153,5 @@ def test_reading_takes_no_more_memory_than_what_is_held_and_a_file(large: Path, 
     )
     size = sum(file.stat().st_size for file in large.glob("*.safetensors"))
     assert told["held"] > size / 2.2
-    # One file, one matrix in float32 while it is rounded, and what the allocator keeps.
-    assert told["grown"] < told["held"] + 70e6
+    # One file, and what the allocator keeps.
+    assert told["grown"] < told["held"] + 50e6

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 from click.testing import CliRunner
@@ -82,7 +85,7 @@ def test_a_matrix_is_rounded_in_parts_and_left_alone(held, monkeypatch):
     weight = torch.randn(37, 24)
     before = weight.clone()
     whole = rounded(weight, held)
-    monkeypatch.setattr(weights_module, "_AT_ONCE", 100)
+    monkeypatch.setitem(weights_module._AT_ONCE, "cpu", 100)
     assert all(torch.equal(a.float(), b.float()) for a, b in zip(rounded(weight, held), whole, strict=True))
     assert torch.equal(weight, before)
 
@@ -107,6 +110,16 @@ def test_weights_that_a_device_cannot_multiply_are_told_before_they_are_read(mon
     monkeypatch.setattr(Fp8Linear, "product", lambda _, rows: torch.zeros(len(rows), 16))
     with pytest.raises(ConfigError, match=r"fp8 gives wrong products on this cpu .* off by \d"):
         check_product(Weights.FP8, torch.device("cpu"), torch.float32)
+
+
+def test_a_checkpoint_that_is_quantised_and_cannot_be_read_here_is_told(tmp_path, tiny_folder):
+    """With what it is, what is missing, and what to take in its place."""
+    shutil.copytree(tiny_folder, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"is quantised as gptq, and cannot be read so here: .*--weights fp8 or int8"):
+        load_model(tmp_path)
 
 
 def test_int8_on_a_gpu_is_int8_on_a_cpu():
