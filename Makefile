@@ -2,6 +2,7 @@
 #
 #   PYTHON=...        the interpreter to build .venv with (3.11 or newer; by default the first that fits)
 #   ARGS=...          more arguments for the command behind a verb: make test ARGS='tests/unit -k tree'
+#   WORKERS=N         test processes of `make test` (by default one a processor, four at most; 0 runs all in one)
 #   TORCH_INDEX=URL   one more package index for torch, such as one with CPU-only builds
 
 ROOT := $(patsubst %/,%,$(dir $(lastword $(MAKEFILE_LIST))))
@@ -36,7 +37,7 @@ demo-fleet: $(READY) broker ## run a fleet on this machine: a good draft goes ou
 	@$(BIN)/outrider fleet demo $(ARGS)
 
 test: $(READY) broker browser ## run the whole test suite
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(or $(WORKERS),auto) --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-wheel: $(READY) ## build the wheel and run the unit tests against it instead of the tree
 	@rm -rf build/wheel && mkdir -p build/wheel
