@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from outrider_shared.cli import TypedErrors
-from outrider_shared.errors import ConfigError
 from outrider_shared.files import check_writable
 
 if TYPE_CHECKING:
@@ -128,8 +127,6 @@ def _prepare(flags: dict[str, Any]) -> tuple[Pair, Texts, Plan]:
     pair = load_pair(flags["target"], folders, Weights(flags["weights"]))
     context = min([pair.target.context_length, *(pack.manifest.architecture.context_length for pack in pair.packs)])
     longest = context - flags["max_tokens"]
-    if longest < 1:
-        raise ConfigError(f"--max-tokens {flags['max_tokens']} leaves no room in a context of {context} tokens")
     template = next((pack.chat_template for pack in pair.packs if pack.chat_template), pair.target.chat_template)
     texts = read_texts(
         list(flags["data"]), pair.target.tokenizer, template or "",

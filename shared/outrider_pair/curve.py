@@ -14,6 +14,7 @@ from outrider_cloud.build import build_engine
 from outrider_cloud.engine.config import EngineConfig
 from outrider_cloud.model.plain import plain_model
 from outrider_cloud.pack.export import Request, export_pack
+from outrider_cloud.train import preflight
 from outrider_cloud.train.loop.world import World
 from outrider_cloud.train.prune.keep import Keep
 from outrider_cloud.train.runs.draft import DraftRun
@@ -59,6 +60,9 @@ class Curve:
 
     def run(self, shares: Sequence[float]) -> list[dict[str, Any]]:
         """A row for each share of the parameters, and one for the whole target. Raises OutriderError."""
+        config = preflight.check_target(self.path)
+        for share in shares:
+            preflight.check_pruning(config, Keep(share=share))
         return [*(self._row(share) for share in sorted(shares)), self._whole()]
 
     def _row(self, share: float) -> dict[str, Any]:

@@ -77,6 +77,8 @@ def read_texts(
     Raises:
         ConfigError: a file is missing or damaged, a line is no request (named), or nothing is left.
     """
+    if longest < 1:
+        raise ConfigError("answers of --max-tokens leave no room for a prompt in the context", hint="ask for fewer")
     texts = Texts()
     for path in paths:
         found = 0

@@ -62,7 +62,7 @@ def build_graph(
     """
     options = ["hf_token=false", *_OPTIONS[precision]]
     if precision in {Precision.INT4, Precision.INT4_ALL}:
-        options.append(f"block_size={_block_size(config)}")
+        options.append(f"block_size={block_size(config)}")
     try:
         with _quiet():
             _run_builder(source, precision, scratch, options)
@@ -101,8 +101,15 @@ def _run_builder(source: Path, precision: Precision, scratch: Path, options: lis
     builder.create_model(**arguments, **parsed)
 
 
-def _block_size(config: dict[str, Any]) -> int:
-    """The first block size that cuts every weight into an even number of blocks: int4 zero points come in pairs."""
+def block_size(config: dict[str, Any]) -> int:
+    """The first block size that cuts every weight into an even number of blocks: int4 zero points come in pairs.
+
+    Args:
+        config: A config.json.
+
+    Raises:
+        ModelError: none does.
+    """
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     depths = (config["hidden_size"], heads * head_dim, config["intermediate_size"])

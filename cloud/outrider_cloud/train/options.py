@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import click
 from rich.console import Console
 
 from outrider_shared.errors import ConfigError
-from outrider_shared.files import check_writable
+from outrider_shared.files import storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,13 @@ MODEL_OUT = click.option("--out", type=_PATH, required=True, help="Model folder 
 WORK = click.option("--work", type=_PATH, help="Texts and checkpoints; by default OUT.work.")
 STEPS = click.option("--steps", "fit__steps", type=click.IntRange(1), help="Updates.")
 COMPILE = click.option("--compile/--no-compile", "fit__compile", default=None, help="Compile the model; pays from some 300 steps on.")  # fmt: skip
+
+# What runs leave in their work folder: texts, tokenizer, state, and what was made.
+_OF_A_RUN = (
+    *("samples*", "text", "texts", "text-alone", "held-out", "round-*", "reported*"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
+    *("checkpoint.p*t", "best.p*t", "log.jsonl", "figures.json", "draft", ".draft.part"),
+)
 
 _DISTILLING = (
     TARGET,
@@ -93,18 +101,27 @@ def check_out(out: Path, *, force: bool, holds: str) -> None:
             raise ConfigError(f"{out} exists", hint="--force replaces it and starts anew")
         if not (out / holds).is_file():
             raise ConfigError(f"{out} holds no {holds}: --force does not replace it", hint="choose another --out")
-    check_writable(out.with_name(f".{out.name}.new"))
+    with storage_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out.parent).close()
 
 
 def work_folder(out: Path, folder: Path | None) -> Path:
-    """The folder of texts and checkpoints."""
-    return folder or out.with_name(f"{out.name}.work")
+    """The folder of texts and checkpoints. Raises ConfigError."""
+    place = folder or out.with_name(f"{out.name}.work")
+    if place.exists() and not place.is_dir():
+        raise ConfigError(f"{place} is a file", hint="--work takes a folder")
+    return place
 
 
 def start_anew(place: Path, world: World) -> None:
-    """Remove what an earlier run left in a work folder; a folder without a checkpoint is nobody's run."""
-    if world.leads and (place / "checkpoint.pt").exists():
-        shutil.rmtree(place)
+    """Remove what an earlier run left in a work folder, and nothing else that may lie there."""
+    if world.leads and place.is_dir():
+        for path in (path for name in _OF_A_RUN for path in place.glob(name)):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
     world.wait()
 
 

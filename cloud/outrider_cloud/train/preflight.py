@@ -6,15 +6,18 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from outrider_cloud.model import conformance, gate
-from outrider_shared.errors import ConfigError, MismatchError, ModelError
-from outrider_shared.packs import tokenizer_fingerprint
+from outrider_cloud.train.prune.cutting import planned
+from outrider_shared.errors import ConfigError, MismatchError, ModelError, OutriderError
+from outrider_shared.packs import Precision, tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from outrider_cloud.train.distil.distillation import DistilConfig
+    from outrider_cloud.train.prune.keep import Keep
 
 # Model types that `outrider pack` is known to export.
 EXPORTED = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
@@ -34,7 +37,7 @@ def check_target(folder: Path, flag: str = "--target") -> Any:
         raise ModelError(f"{folder} cannot be read: {error}") from error
     gate.check(config)
     conformance.check(config)
-    size = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
+    size = read_tokenizer(folder).get_vocab_size()
     if size > config.get_text_config().vocab_size:
         raise MismatchError(
             f"{folder}: the tokenizer has {size} tokens, the model {config.get_text_config().vocab_size}",
@@ -43,10 +46,42 @@ def check_target(folder: Path, flag: str = "--target") -> Any:
     return config
 
 
-def check_new_target(config: Any) -> None:
-    """A configuration to be trained from scratch: the cloud must be able to serve the result. Raises ModelError."""
-    gate.check(config)
-    conformance.check(config)
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """A folder's tokenizer. Raises ConfigError."""
+    path = folder / "tokenizer.json"
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # of the library's own kind
+        raise ConfigError(f"{path} is no tokenizer: {error}", hint="save a fast tokenizer there") from error
+
+
+def new_model(fields: dict[str, Any], seed: int, where: str) -> Any:
+    """A fresh model that the cloud can serve.
+
+    Args:
+        fields: Of a Hugging Face configuration, `model_type` among them.
+        seed: Of its weights.
+        where: The recipe's table, for messages.
+
+    Raises:
+        ConfigError: they make no model.
+        ModelError: the cloud could not serve it.
+    """
+    try:
+        config = AutoConfig.for_model(**fields)
+        gate.check(config)
+        conformance.check(config)
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config)
+    except OutriderError:
+        raise
+    except Exception as error:  # transformers refuses fields in many ways
+        raise ConfigError(f"the recipe's {where} makes no model: {_sentence(error)}") from error
+
+
+def _sentence(error: Exception) -> str:
+    """What a library said, without its list of all that it knows."""
+    return " ".join(str(error).partition(" Should contain one of")[0].split())
 
 
 def check_start(folder: Path, told: dict[str, Any], tokenizer: str) -> None:
@@ -61,8 +96,8 @@ def check_start(folder: Path, told: dict[str, Any], tokenizer: str) -> None:
     if told:
         try:
             ours, plain = (AutoConfig.for_model(**each).to_dict() for each in (told, _kind_of(told)))
-        except (ValueError, TypeError, KeyError) as error:
-            raise ConfigError(f"the recipe's [model] makes no model: {error}") from error
+        except Exception as error:  # as above
+            raise ConfigError(f"the recipe's [model] makes no model: {_sentence(error)}") from error
         wanted = {name for name, value in ours.items() if name in told or value != plain.get(name)}
         for name in sorted(wanted):
             if theirs.get(name) != ours[name]:
@@ -78,15 +113,35 @@ def check_start(folder: Path, told: dict[str, Any], tokenizer: str) -> None:
 
 
 def _kind_of(told: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in told.items() if name == "model_type"}
+    return {"model_type": told.get("model_type")}
 
 
-def check_student(folder: Path, target: Path) -> None:
-    """A draft folder to go on from speaks the target's tokens. Raises ConfigError, MismatchError."""
+def check_student(
+    folder: Path, target: Path, hint: str = "init is prune, scratch, or a Hugging Face folder"
+) -> dict[str, Any]:
+    """A draft folder to go on from speaks the target's tokens; returns its configuration.
+
+    Args:
+        folder: The draft.
+        target: The target's folder.
+        hint: What to do where there is no folder.
+
+    Raises:
+        ConfigError: it is no model folder.
+        MismatchError: its tokenizer is another.
+        ModelError: no pack can hold such a draft, or its configuration cannot be read.
+    """
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"no model folder at {folder}", hint="init is prune, scratch, or a Hugging Face folder")
-    hint = "a draft must speak the target's tokens: start from scratch, or by pruning the target"
-    check_tokenizer(folder, target, hint=hint)
+        raise ConfigError(f"no model folder at {folder}", hint=hint)
+    own = "a draft must speak the target's tokens: start from scratch, or by pruning the target"
+    check_tokenizer(folder, target, hint=own)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except Exception as error:
+        raise ModelError(f"{folder} cannot be read: {_sentence(error)}") from error
+    check_export(config.model_type)
+    found: dict[str, Any] = config.to_dict()
+    return found
 
 
 def check_tokenizer(folder: Path, other: Path, *, hint: str) -> None:
@@ -120,12 +175,37 @@ def check_export(model_type: str) -> None:
         )
 
 
+def check_pruning(config: Any, keep: Keep) -> dict[str, Any]:
+    """The target can be pruned so; returns the widths of what stays, by their names. Raises ConfigError, ModelError."""
+    text = config.get_text_config()
+    kept = planned(_hollow(config), keep)
+    heads = text.num_attention_heads
+    return {
+        "hidden_size": kept.hidden or text.hidden_size,
+        "intermediate_size": kept.intermediate or text.intermediate_size,
+        "num_attention_heads": kept.heads or heads,
+        "head_dim": getattr(text, "head_dim", None) or text.hidden_size // heads,
+    }
+
+
+def check_precision(precision: str, shape: dict[str, Any]) -> None:
+    """A pack of that precision can hold a draft of these widths. Raises ConfigError, ModelError."""
+    from outrider_cloud.pack.build import block_size  # noqa: PLC0415 - the builder takes a second to import
+
+    if precision not in set(Precision):
+        raise ConfigError(f"precision is {precision!r}", hint=", ".join(Precision))
+    if precision in {Precision.INT4, Precision.INT4_ALL}:
+        block_size(shape)
+
+
 def count_parameters(config: Any) -> int:
     """Weights of a model, without making it."""
-    import torch  # noqa: PLC0415 - beside the function that needs it
+    return sum(p.numel() for p in _hollow(config).parameters())
 
+
+def _hollow(config: Any) -> Any:
     with torch.device("meta"):
-        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+        return AutoModelForCausalLM.from_config(config)
 
 
 def distillation_bytes(config: DistilConfig, longest: int, vocabulary: int) -> int:

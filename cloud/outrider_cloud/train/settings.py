@@ -18,7 +18,7 @@ from outrider_cloud.train.texts.reported import ReplayConfig
 from outrider_shared.errors import ConfigError
 
 Made = TypeVar("Made")
-INITS = ("prune", "scratch")
+SOURCES = ("files", "smart-home", "nothing")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,15 @@ class DataConfig:
     prompt_tokens: int = 32
     context_share: float = 0.1
     passes: int = 1
+
+    def __post_init__(self) -> None:
+        if self.source not in SOURCES:
+            raise ConfigError(f"data.source is {self.source!r}", hint=", ".join(SOURCES))
+        if min(self.longest, self.prompt_tokens, self.passes) < 1 or not 0 <= self.context_share <= 1:
+            raise ValueError(
+                f"longest {self.longest}, prompt_tokens {self.prompt_tokens} and passes {self.passes} are at least 1, "
+                f"context_share {self.context_share} is from 0 to 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -113,6 +122,10 @@ class TargetRecipe:
     dtype: str = "float32"
     fit: FitConfig = field(default_factory=lambda: FitConfig(2000))
 
+    def __post_init__(self) -> None:
+        if self.tokens_per_batch < 1 or self.vocabulary < 0:
+            raise ValueError(f"tokens_per_batch {self.tokens_per_batch}, vocabulary {self.vocabulary}")
+
 
 def recipe_path(name: str) -> Path:
     """A recipe's file: a path, or the name of one that ships with the package. Raises ConfigError."""
@@ -146,7 +159,7 @@ def read_recipe(kind: type[Made], name: str, overrides: dict[str, Any]) -> Made:
             if not isinstance(inner, dict):
                 raise ConfigError(f"{key}: {part} is no table of the recipe")
         inner[last] = value
-    return _build(kind, table, "")
+    return _build(kind, table, "", kind().fit.steps)  # type: ignore[attr-defined]
 
 
 def parse_set(texts: tuple[str, ...]) -> dict[str, Any]:
@@ -163,28 +176,34 @@ def parse_set(texts: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def _build(kind: type[Made], table: dict[str, Any], where: str) -> Made:
+def _build(kind: type[Made], table: dict[str, Any], where: str, steps: int) -> Made:
+    """One table; `steps` are those of a recipe that tells none."""
     hints = typing.get_type_hints(kind)
     known = {each.name for each in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(table) - known)
     if unknown:
         raise ConfigError(f"the recipe has no {where}{unknown[0]}", hint=f"known: {', '.join(sorted(known))}")
-    values = {key: _value(hints[key], value, f"{where}{key}") for key, value in table.items()}
+    if kind is FitConfig:
+        table = {"steps": steps} | table
+    values = {key: _value(hints[key], value, f"{where}{key}", steps) for key, value in table.items()}
     try:
         return kind(**values)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where or 'the recipe'}: {error}") from error
+        raise ConfigError(f"{where.rstrip('.') or 'the recipe'}: {error}") from error
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
+def _value(hint: Any, value: Any, where: str, steps: int) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, dict):
             raise ConfigError(f"{where} is {value!r}", hint="it must be a table")
-        return _build(hint, value, f"{where}.")
+        return _build(hint, value, f"{where}.", steps)
     origin = typing.get_origin(hint)
     if origin is tuple:
         if not isinstance(value, list) or not all(isinstance(each, (int, float)) for each in value):
             raise ConfigError(f"{where} is {value!r}", hint="it must be a list of numbers")
+        wanted = typing.get_args(hint)
+        if Ellipsis not in wanted and len(value) != len(wanted):
+            raise ConfigError(f"{where} is {value!r}", hint=f"it must be a list of {len(wanted)} numbers")
         return tuple(float(each) for each in value)
     plain = dict if origin is dict else hint
     if plain is float and isinstance(value, int) and not isinstance(value, bool):

@@ -102,10 +102,10 @@ def bits_by_name(model: onnx.ModelProto) -> dict[str, int]:
 def test_int4_takes_the_block_size_that_fits_the_widths():
     """The quantiser packs two zero points into a byte and trips over an odd number of blocks (96 = 3 x 32, 6 x 16)."""
     widths = {"num_attention_heads": 4, "hidden_size": 64}
-    assert build._block_size({**widths, "intermediate_size": 128}) == 32
-    assert build._block_size({**widths, "intermediate_size": 96}) == 16
+    assert build.block_size({**widths, "intermediate_size": 128}) == 32
+    assert build.block_size({**widths, "intermediate_size": 96}) == 16
     with pytest.raises(ModelError, match=r"no block size .* \(pack it as int8\)"):
-        build._block_size({**widths, "hidden_size": 48, "intermediate_size": 8})
+        build.block_size({**widths, "hidden_size": 48, "intermediate_size": 8})
 
 
 def test_an_export_says_nothing_on_its_own(

@@ -62,9 +62,16 @@ class DistilConfig:
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES or self.data not in DATA:
-            raise ConfigError(f"loss {self.loss!r} over data {self.data!r}", hint=f"losses: {LOSSES}; data: {DATA}")
-        if not all(0 <= share <= 1 for share in self.on_policy) or self.rounds < 1 or self.prompts < 1:
-            raise ConfigError(f"on_policy {self.on_policy}, rounds {self.rounds}, prompts {self.prompts}")
+            raise ConfigError(
+                f"loss {self.loss!r} over data {self.data!r}",
+                hint=f"losses: {', '.join(LOSSES)}; data: {', '.join(DATA)}",
+            )
+        if not all(0 <= share <= 1 for share in (*self.on_policy, self.text_share)):
+            raise ConfigError(f"on_policy {list(self.on_policy)}, text_share {self.text_share}: shares are from 0 to 1")
+        counts = ("rounds", "reuse", "prompts", "top_k", "tokens_per_batch")
+        small = [f"{name} {getattr(self, name)}" for name in counts if getattr(self, name) < 1]
+        if small:
+            raise ConfigError(f"{', '.join(small)}: at least 1")
 
     def share(self, number: int) -> float:
         """Of on-policy steps in a round."""

@@ -5,6 +5,7 @@ the draft itself (on-policy: GKD, arXiv 2306.13649; DistillSpec, arXiv 2310.0846
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -46,6 +47,15 @@ class Writing:
     rows: int = 96
     context_share: float = 0.1
     opening: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.temperatures or not all(0 <= each < math.inf for each in self.temperatures):
+            raise ValueError(f"temperatures are {list(self.temperatures)}: at least one, each from 0 on")
+        if min(self.most, self.rows) < 1 or self.opening < 0 or not 0 <= self.context_share <= 1:
+            raise ValueError(
+                f"most {self.most} and rows {self.rows} are at least 1, opening {self.opening} from 0 on, "
+                f"context_share {self.context_share} from 0 to 1"
+            )
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """How long and how fast a run learns: batches of a step, rates, checks on the way."""
 
+import math
 from dataclasses import dataclass
 
 OPTIMIZERS = ("muon", "adamw")
@@ -40,6 +41,10 @@ class FitConfig:
             raise ValueError(f"steps {self.steps} and decay_share {self.decay_share} make no schedule")
         if min(self.micro_batches, self.log_every, self.validate_every, self.checkpoint_every) < 1:
             raise ValueError("micro_batches, log_every, validate_every and checkpoint_every must be at least 1")
+        rates = {name: getattr(self, name) for name in ("muon_lr", "adam_lr", "weight_decay", "clip_norm")}
+        wrong = [f"{name} {value}" for name, value in rates.items() if not 0 <= value < math.inf]
+        if wrong or min(self.warmup_steps, self.patience) < 0:
+            raise ValueError(f"{', '.join(wrong) or 'warmup_steps or patience'} must be a number from 0 on")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer {self.optimizer!r} is none of {', '.join(OPTIMIZERS)}")
 

@@ -109,8 +109,7 @@ def prune(model: nn.Module, batches: Sequence[Batch], keep: Keep) -> tuple[nn.Mo
     hf = cast("Any", model)
     config = copy.deepcopy(hf.config)
     text = config.get_text_config()
-    _check(keep, text)
-    keep = keep.settled(model, text)
+    keep = planned(model, keep)
     model.eval()
     before = mean_loss(model, batches)
     layers, removed = list(range(text.num_hidden_layers)), list[dict[str, float]]()
@@ -149,6 +148,13 @@ def prune(model: nn.Module, batches: Sequence[Batch], keep: Keep) -> tuple[nn.Mo
 
 def _narrower(keep: Keep) -> bool:
     return bool(keep.hidden or keep.heads or keep.kv_heads or keep.intermediate)
+
+
+def planned(model: nn.Module, keep: Keep) -> Keep:
+    """What would stay, shares settled; the model may be a hollow one. Raises ConfigError, ModelError."""
+    text = cast("Any", model).config.get_text_config()
+    _check(keep, text)
+    return keep.settled(model, text)
 
 
 def _check(keep: Keep, text: Any) -> None:

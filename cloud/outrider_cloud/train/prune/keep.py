@@ -79,9 +79,10 @@ class Keep:
         found = [(keep, abs(sizes.parameters(vars(keep)) / asked - 1)) for keep in _candidates(self, sizes, asked)]
         best = min((apart for _, apart in found), default=math.inf)
         if best > _FAR:
+            told, near_by = _told(self), "" if best == math.inf else f"; the nearest is {best:.0%} off"
             raise ConfigError(
-                f"no widths of this model leave {self.share:.0%} of its parameters beside --keep "
-                f"{_told(self) or 'of none'}; the nearest is {best:.0%} off",
+                f"no widths of this model leave {self.share:.0%} of its parameters"
+                f"{f' beside {told}' if told else ''}{near_by}",
                 hint="ask for another share, or leave more open",
             )
         near = [keep for keep, apart in found if apart <= max(best, _NEAR)]

@@ -7,10 +7,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, LlamaConfig
-
 from outrider_cloud.model.loading import BUNDLED, bundled_draft
 from outrider_cloud.train import preflight
 from outrider_cloud.train.distil.acceptance import acceptance, answers_of
@@ -19,7 +15,6 @@ from outrider_cloud.train.distil.validation import held_out_shard, validation_of
 from outrider_cloud.train.loop.folders import read_model, weights_dtype, write_model
 from outrider_cloud.train.prune.cutting import prune
 from outrider_cloud.train.runs.inputs import ids_of, source_of, starts_of
-from outrider_cloud.train.settings import INITS
 from outrider_cloud.train.texts.course import ShardCourse
 from outrider_cloud.train.texts.documents import Reading
 from outrider_cloud.train.texts.sources import NoSource, take
@@ -37,6 +32,7 @@ if TYPE_CHECKING:
 
 _MEASURED = 48
 _CALIBRATION_BATCHES = 4
+_SHAPE = "[student.shape]"
 
 
 @dataclasses.dataclass
@@ -64,7 +60,7 @@ class DraftRun:
         config = self._check()
         self.work.mkdir(parents=True, exist_ok=True)
         target = read_model(self.target, self.world.device).eval().requires_grad_(requires_grad=False)
-        tokenizer = Tokenizer.from_file(str(self.target / "tokenizer.json"))
+        tokenizer = preflight.read_tokenizer(self.target)
         source = source_of(
             self.recipe.data, self.data, tokenizer, read_chat_template(self.target), self.reading, starts_of(config)
         )
@@ -92,12 +88,16 @@ class DraftRun:
         config = preflight.check_target(self.target)
         text, student = config.get_text_config(), self.recipe.student
         weights_dtype(self.recipe.dtype)
-        if student.init not in INITS:
-            preflight.check_student(_folder(student.init), self.target)
-        else:
-            preflight.check_export(text.model_type if student.init == "prune" else "llama")
-        if student.init == "scratch":
+        if student.init == "prune":
+            preflight.check_export(text.model_type)
+            shape = preflight.check_pruning(config, student.keep)
+        elif student.init == "scratch":
             preflight.check_shape(student.shape)
+            preflight.new_model(self._fields(text), student.seed, _SHAPE)
+            shape = student.shape
+        else:
+            shape = preflight.check_student(_folder(student.init), self.target)
+        preflight.check_precision(self.recipe.precision, shape)
         longest = self.recipe.data.longest
         preflight.check_longest(longest, text, "target")
         preflight.check_disk(
@@ -110,14 +110,8 @@ class DraftRun:
     def _student(self, target: nn.Module, run: Distillation) -> nn.Module:
         student, text = self.recipe.student, target.config.get_text_config()  # type: ignore[union-attr, operator]
         if student.init == "scratch":
-            torch.manual_seed(student.seed)
-            fields = {
-                "vocab_size": text.vocab_size, "max_position_embeddings": text.max_position_embeddings,
-                "bos_token_id": text.bos_token_id, "eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id,
-                "tie_word_embeddings": True, **student.shape,
-            }  # fmt: skip
-            model: nn.Module = AutoModelForCausalLM.from_config(LlamaConfig(**fields))
-            return model
+            fresh: nn.Module = preflight.new_model(self._fields(text), student.seed, _SHAPE)
+            return fresh
         if student.init == "prune":
             course = ShardCourse(run.base_shard(), run.config.tokens_per_batch, seed=1)
             batches = [course.batch(step).to(self.world.device) for step in range(_CALIBRATION_BATCHES)]
@@ -126,6 +120,15 @@ class DraftRun:
             return model.requires_grad_(requires_grad=True)
         whole: nn.Module = read_model(_folder(student.init))
         return whole
+
+    def _fields(self, text: Any) -> dict[str, Any]:
+        """Of the configuration of a draft from scratch."""
+        return {
+            "model_type": "llama",
+            "vocab_size": text.vocab_size, "max_position_embeddings": text.max_position_embeddings,
+            "bos_token_id": text.bos_token_id, "eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id,
+            "tie_word_embeddings": True, **self.recipe.student.shape,
+        }  # fmt: skip
 
     def _validation(self, target: nn.Module, source: Source, ends: frozenset[int], run: Distillation) -> Validate:
         folder = held_out_shard((self.texts or self.work) / "held-out", target, source, ends, run)

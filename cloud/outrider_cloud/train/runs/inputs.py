@@ -39,14 +39,17 @@ def source_of(
         )
     if not data:
         return NoSource(tuple((start,) for start in starts) or ((0,),))
-    if config.source != "files":
-        raise ConfigError(f"data.source is {config.source!r}", hint="files, smart-home or nothing")
+    return FileSource(files_of(data), tokenizer, template, config.longest, config.prompt_tokens, reading)
+
+
+def files_of(data: Sequence[Path]) -> tuple[Path, ...]:
+    """The files of --data, those of folders included. Raises ConfigError."""
     found = tuple(
         sorted(each for path in data for each in (path.iterdir() if path.is_dir() else (path,)) if each.is_file())
     )
     if not found:
         raise ConfigError(f"no files in {', '.join(map(str, data))}")
-    return FileSource(found, tokenizer, template, config.longest, config.prompt_tokens, reading)
+    return found
 
 
 def ids_of(value: Any) -> list[int]:

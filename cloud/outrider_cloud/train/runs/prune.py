@@ -6,8 +6,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import Tokenizer
-
 from outrider_cloud.train import preflight
 from outrider_cloud.train.distil.distillation import DistilConfig, Distillation
 from outrider_cloud.train.loop.config import FitConfig
@@ -32,10 +30,12 @@ def prune_folder(
     folder: Path, keep: Keep, data: Sequence[Path], out: Path, prompts: int, reading: Reading
 ) -> dict[str, Any]:
     """Prune a model folder on texts (its own samples where there is no data). Raises OutriderError."""
-    text = preflight.check_target(folder).get_text_config()
+    whole = preflight.check_target(folder)
+    preflight.check_pruning(whole, keep)
+    text = whole.get_text_config()
     model = read_model(folder).eval().requires_grad_(requires_grad=False)
     preflight.check_disk(out, 0, sum(p.numel() for p in model.parameters()))
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = preflight.read_tokenizer(folder)
     longest = min(448, text.max_position_embeddings)
     source = source_of(
         DataConfig(longest=longest), data, tokenizer, read_chat_template(folder), reading, starts_of(text)

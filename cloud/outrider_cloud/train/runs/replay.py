@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tokenizers import Tokenizer
 
 from outrider_cloud.train import preflight
 from outrider_cloud.train.distil.distillation import Distillation, Mixed
@@ -109,7 +108,9 @@ class ReplayRun:
     def _check(self) -> tuple[Any, Counted]:
         """All that can be known before the first step."""
         config = preflight.check_target(self.target).get_text_config()
-        preflight.check_student(self.draft, self.target)
+        told = "the draft's model folder is PACK.work/draft, as `outrider train draft` leaves it; else give --draft DIR"
+        shape = preflight.check_student(self.draft, self.target, told)
+        preflight.check_precision(self.recipe.precision, shape)
         weights_dtype(self.recipe.dtype)
         distil, longest = self.recipe.distil, self.recipe.data.longest
         if distil.loss == "text":
@@ -127,7 +128,7 @@ class ReplayRun:
         if _made_for(samples, self.target, config) and (held_out / META).is_file():
             return Shard(samples), held_out
         self.say(f"{samples} holds no samples of {self.target}: making some")
-        tokenizer = Tokenizer.from_file(str(self.target / "tokenizer.json"))
+        tokenizer = preflight.read_tokenizer(self.target)
         template = read_chat_template(self.target)
         source = source_of(self.recipe.data, self.data, tokenizer, template, self.reading, starts_of(config))
         whole: Any = target

@@ -8,17 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM
-
 from outrider_cloud.model.loading import model_folder
 from outrider_cloud.train import preflight
 from outrider_cloud.train.home.texts import read_texts
 from outrider_cloud.train.loop.fit import Fit
 from outrider_cloud.train.loop.folders import read_model, weights_dtype, write_model
 from outrider_cloud.train.loop.losses import mean_loss, text_loss
-from outrider_cloud.train.runs.inputs import source_of
+from outrider_cloud.train.runs.inputs import files_of, source_of
 from outrider_cloud.train.texts.chat import END, PAD, render
 from outrider_cloud.train.texts.course import ShardCourse
 from outrider_cloud.train.texts.documents import Reading, read_documents
@@ -30,6 +26,7 @@ from outrider_shared.errors import ConfigError, MismatchError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tokenizers import Tokenizer
     from torch import nn
 
     from outrider_cloud.train.loop.world import World
@@ -64,7 +61,7 @@ class TargetRun:
         if self.world.leads:
             self._tokenizer()
         self.world.wait()
-        tokenizer = Tokenizer.from_file(str(self.work / "tokenizer.json"))
+        tokenizer = preflight.read_tokenizer(self.work)
         model = self._model(tokenizer)
         preflight.check_longest(self.recipe.data.longest, model.config, "model")
         preflight.check_disk(self.work, self._text_bytes(), sum(p.numel() for p in model.parameters()))
@@ -92,32 +89,33 @@ class TargetRun:
     def _tokenizer(self) -> None:
         """Put tokenizer, its settings and the chat template into the work folder: given ones, or new ones."""
         given = Path(self.recipe.tokenizer) if self.recipe.tokenizer else self.init
-        path = self.work / "tokenizer.json"
-        if path.exists():
-            if self.init is not None:
-                preflight.check_tokenizer(self.work, self.init, hint="--force starts anew")
-            return
+        there = (self.work / "tokenizer.json").exists()
         if given is not None:
             folder = given if given.is_dir() else given.parent
             if not (folder / "tokenizer.json").is_file():
                 raise ConfigError(f"no tokenizer.json at {given}", hint="tokenizer: a folder or a tokenizer.json")
+            preflight.read_tokenizer(folder)
+            if there:
+                preflight.check_tokenizer(self.work, folder, hint="--force starts anew")
+                return
             for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
                 if (folder / name).is_file():
                     (self.work / name).write_bytes((folder / name).read_bytes())
+            return
+        if there:
             return
         self.say(f"training a tokenizer of {self.recipe.vocabulary} tokens")
         try:
             made = train_vocabulary(self._texts(), self.recipe.vocabulary)
         except ValueError as error:
-            raise ConfigError(str(error), hint="a smaller vocabulary, or more texts") from error
+            raise ConfigError(str(error), hint="another vocabulary, or more texts") from error
         write_tokenizer(made, self.work)
 
     def _texts(self) -> Iterator[str]:
         if self.recipe.data.source == "smart-home":
             yield from (render(chat) for chat in read_texts(self.data[0]).chats(0))
             return
-        files = [f for path in self.data for f in (sorted(path.iterdir()) if path.is_dir() else [path])]
-        for document in read_documents(files, self.reading):
+        for document in read_documents(files_of(self.data), self.reading):
             yield document.text or "\n".join(str(message.get("content")) for message in document.messages)
 
     def _model(self, tokenizer: Tokenizer) -> nn.Module:
@@ -136,13 +134,7 @@ class TargetRun:
         ends, pads = tokenizer.token_to_id(END), tokenizer.token_to_id(PAD)
         if ends is not None:
             fields = {"bos_token_id": None, "eos_token_id": ends, "pad_token_id": pads} | fields
-        try:
-            config = AutoConfig.for_model(**fields)
-            preflight.check_new_target(config)
-            torch.manual_seed(self.recipe.seed)
-            model: nn.Module = AutoModelForCausalLM.from_config(config)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ConfigError(f"the recipe's [model] makes no model: {error}") from error
+        model: nn.Module = preflight.new_model(fields, self.recipe.seed, "[model]")
         return model
 
     def _text_bytes(self) -> int:

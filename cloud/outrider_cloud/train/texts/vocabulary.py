@@ -22,6 +22,10 @@ def train_vocabulary(texts: Iterable[str], size: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() != size:
+        if tokenizer.get_vocab_size() > size:
+            raise ValueError(
+                f"a vocabulary of {size} is less than the {tokenizer.get_vocab_size()} that bytes and marks need"
+            )
         raise ValueError(f"the texts give only {tokenizer.get_vocab_size()} of {size} tokens")
     return _show_calls(tokenizer)
 
