@@ -65,19 +65,13 @@ def render_chat(
         ConfigError: if the model has no chat template.
         InputError: if the template refuses the messages.
     """
-    # Imported here: only chats need it, and the wire and the engine do not.
-    from jinja2.ext import loopcontrols  # noqa: PLC0415
-    from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
-
     if not template:
         raise ConfigError("the model has no chat template", hint="give a plain prompt instead")
 
     def refuse(message: str) -> None:
         raise InputError(f"the chat template refuses the messages: {message}")
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, autoescape=False, extensions=[loopcontrols]
-    )
+    environment = _environment()
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "sort_keys": False}
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = refuse
@@ -90,6 +84,30 @@ def render_chat(
     except Exception as error:
         # A template is a program: it can add text to numbers, divide by zero and recurse, besides what Jinja refuses.
         raise InputError(f"the chat template cannot render these messages: {error}") from error
+
+
+def check_template(template: str) -> None:
+    """The text is Jinja, whatever it makes of messages.
+
+    Raises:
+        ConfigError: naming the line where it is not.
+    """
+    from jinja2 import TemplateSyntaxError  # noqa: PLC0415 - as in `_environment`
+
+    try:
+        _environment().parse(template)
+    except TemplateSyntaxError as error:
+        raise ConfigError(f"line {error.lineno} of the chat template: {error.message}") from error
+
+
+def _environment() -> Any:
+    # Imported here: only chats need it, and the wire and the engine do not.
+    from jinja2.ext import loopcontrols  # noqa: PLC0415
+    from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
+
+    return ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, autoescape=False, extensions=[loopcontrols]
+    )
 
 
 def _to_json(value: Any, *, ensure_ascii: bool = False, **options: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 
 HINT = "is the disk full, read-only or failing, or the file another user's?"
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NATIVE = re.compile(r"\(os error (\d+)\)$")  # how libraries written in Rust say it
 
 
@@ -49,6 +51,17 @@ def check_writable(path: Path) -> None:
             pass
         if new:
             path.unlink()
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it hides, is that of a disk without room."""
+    while error is not None:
+        native = _NATIVE.search(str(error))
+        number = error.errno if isinstance(error, OSError) else int(native[1]) if native else 0
+        if number in _FULL:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _said(error: BaseException | None) -> str | None:

@@ -13,7 +13,6 @@ Precisions, measured on a trained model of 0.26 M and a random one of 1 M parame
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import json
 import logging
@@ -22,9 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 from onnxruntime_genai.models import builder
+from safetensors import SafetensorError
 
 from outrider_cloud.pack.graph import Shapes
 from outrider_shared.errors import ModelError, PackError
+from outrider_shared.files import is_full
 from outrider_shared.packs import Precision
 
 if TYPE_CHECKING:
@@ -69,8 +70,10 @@ def build_graph(
         model = onnx.load(scratch / "model.onnx")
         decoder = json.loads((scratch / "genai_config.json").read_bytes())["model"]["decoder"]
     except Exception as error:  # a script of Microsoft's that fails in any way it likes
-        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise PackError(f"cannot write into {scratch}: {error.strerror}", hint="the disk is full") from error
+        if is_full(error):
+            raise PackError(f"cannot write into {scratch}: {error}", hint="the disk is full") from error
+        if isinstance(error, (OSError, SafetensorError)):
+            raise ModelError(f"the weights of {source} cannot be read: {error}") from error
         raise ModelError(
             f"the onnxruntime-genai builder cannot export {config.get('architectures')} as {precision}: {error!r}",
             hint="llama, qwen2, qwen3 and smollm3 are known to work",

@@ -7,8 +7,11 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from outrider_shared.chat import read_chat_template
+from tokenizers import Tokenizer
+
+from outrider_shared.chat import check_template, read_chat_template
 from outrider_shared.errors import ConfigError
+from outrider_shared.packs import tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +48,8 @@ def read_source(path: Path) -> Source:
     """Read a Hugging Face folder.
 
     Raises:
-        ConfigError: The folder, its config.json or its tokenizer.json is missing or not readable.
+        ConfigError: The folder, its config.json or its tokenizer.json is missing or not readable, or its chat
+            template is none.
     """
     if not path.is_dir():
         raise ConfigError(
@@ -54,15 +58,29 @@ def read_source(path: Path) -> Source:
     if not (path / "tokenizer.json").is_file():
         raise ConfigError(f"{path} has no tokenizer.json", hint="save a fast tokenizer beside the model")
     config = _json(path / "config.json")
+    try:
+        tokenizer_fingerprint((path / "tokenizer.json").read_bytes())
+        Tokenizer.from_file(str(path / "tokenizer.json"))
+    except Exception as error:  # of the library's own kind
+        raise ConfigError(
+            f"{path / 'tokenizer.json'} is no tokenizer: {error}", hint="save a fast one there"
+        ) from error
     return Source(
         path=path,
         config=config,
         tokenizer=(path / "tokenizer.json").read_bytes(),
-        chat_template=read_chat_template(path) or None,
+        chat_template=_template(path),
         eos_ids=_eos_ids(path, config),
         licence=_first_text(path, _LICENCES) or _card_licence(path),
         attribution=_first_text(path, _NOTICES),
     )
+
+
+def _template(path: Path) -> str | None:
+    """The chat template, if there is one; what it makes of messages is its own affair, but it must be readable."""
+    template = read_chat_template(path)
+    check_template(template)
+    return template or None
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def replay(target_folder: Path, config: str, data: tuple[Path, ...], out: Path, 
     from outrider_cloud.model.loading import BUNDLED, bundled_draft  # noqa: PLC0415
     from outrider_cloud.pack.export import Request, export_pack  # noqa: PLC0415
     from outrider_cloud.train.loop.world import joined  # noqa: PLC0415
-    from outrider_cloud.train.runs.replay import ReplayRun  # noqa: PLC0415
+    from outrider_cloud.train.runs.replay import ReplayRun, verdict  # noqa: PLC0415
     from outrider_cloud.train.settings import ReplayRecipe, read_recipe  # noqa: PLC0415
     from outrider_cloud.train.texts.documents import Reading  # noqa: PLC0415
     from outrider_cloud.train.texts.reported import ReportedSource  # noqa: PLC0415
@@ -162,6 +162,9 @@ def replay(target_folder: Path, config: str, data: tuple[Path, ...], out: Path, 
                 f"refused of what was reported: {old['valid']:.1%} -> {new['valid']:.1%}; "
                 f"elsewhere: {old['valid_elsewhere']:.1%} -> {new['valid_elsewhere']:.1%}"
             )
+            doubt = verdict(old, new)
+            if doubt:
+                say(doubt)
             say(f"{made.path}: {recipe.precision}")
         tell(figures | {"path": str(out)}, world, as_json=as_json)
 

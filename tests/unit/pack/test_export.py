@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from outrider_cloud.pack import build, check, export, mixed, passes, reference
 from outrider_cloud.pack.export import STEPS, Request, export_pack
 from outrider_shared.errors import ConfigError, ModelError, PackError
 from outrider_shared.packs import Precision, read_pack
+from support.full_disk import files_of_at_most
 from unit.pack.tiny import CONFIGS, VOCAB, write_model
 
 Folder = Callable[[str], Path]
@@ -204,6 +206,20 @@ def test_a_full_disk_leaves_the_old_pack(model_folder: Folder, tmp_path: Path, m
     with pytest.raises(PackError, match=r"cannot move the pack .*No space left"):
         export_pack(request)
     assert read_pack(request.out).manifest == old
+
+
+def test_a_disk_that_is_full_while_the_graph_is_built_is_told_as_such(model_folder: Folder, tmp_path: Path):
+    """The builder's libraries say it in ways of their own."""
+    with files_of_at_most(20_000), pytest.raises(PackError, match=r"cannot write into .*the disk is full"):
+        export_pack(Request(model_folder("tied"), tmp_path / "pack", Precision.FP32))
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_cannot_be_read_are_told_as_such(model_folder: Folder, tmp_path: Path):
+    folder = Path(shutil.copytree(model_folder("tied"), tmp_path / "cut"))
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
+    with pytest.raises(ModelError, match=r"the weights of .*cut cannot be read"):
+        export_pack(Request(folder, tmp_path / "pack", Precision.FP32))
 
 
 def test_an_unwritable_place_is_a_pack_error(model_folder: Folder, tmp_path: Path):

@@ -47,6 +47,15 @@ def test_a_template_file_comes_before_the_tokenizer_config(folder: Path):
     assert read_source(folder).chat_template == "new"
 
 
+def test_a_broken_template_or_tokenizer_is_told_by_name(folder: Path):
+    (folder / "chat_template.jinja").write_text("hi\n{% for x in %}")
+    with pytest.raises(ConfigError, match="line 2 of the chat template"):
+        read_source(folder)
+    (folder / "tokenizer.json").write_text('{"model": 1}')
+    with pytest.raises(ConfigError, match=r"tokenizer\.json is no tokenizer"):
+        read_source(folder)
+
+
 def test_a_licence_is_its_text_else_what_the_card_says(folder: Path):
     (folder / "README.md").write_text("---\nlanguage: en\nlicense: mit\ntags: [x]\n---\nlicense: not this\n")
     assert read_source(folder).licence == "mit"

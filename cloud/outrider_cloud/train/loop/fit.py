@@ -163,7 +163,9 @@ class Fit:
         return world.total(total), sum(batch.tokens for batch in mine)
 
     def save(self) -> None:
-        """Write the checkpoint, never leaving half a file in its place."""
+        """Write the checkpoint, never leaving half a file in its place. Raises FitError, StorageError."""
+        if not all(bool(torch.isfinite(each).all()) for each in self.model.parameters()):
+            raise FitError(f"step {self.step}: weights that are no numbers", hint="lower the learning rates")
         if self.world.leads:
             state = {
                 "step": self.step,

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from outrider_cloud.train.texts.reported import Counted, ReportedSource
 
 _REPORTED, _HELD_OUT = "reported", "reported-held-out"
+_GENTLER = "lower rates shake a trained draft less: --set fit.muon_lr=0.003 --set fit.adam_lr=5e-4"
 
 
 @dataclasses.dataclass
@@ -116,16 +117,27 @@ class ReplayRun:
         if distil.loss == "text":
             raise ConfigError("replay learns what the target would have said, by a divergence", hint="--loss mix")
         preflight.check_longest(longest, config, "target")
+        if not self.data and self.recipe.data.source != "nothing" and not self._has_samples(config):
+            raise ConfigError(
+                f"{self.before} holds no samples of {self.target}, and without texts like those that the draft learned "
+                "from it would forget them",
+                hint="--data, as of `outrider train draft` (of the bundled pair with --set data.source=smart-home), "
+                "or --set data.source=nothing to let the target write from its first token on",
+            )
         counted = self.source.count()
         needed = preflight.distillation_bytes(distil, longest, config.vocab_size)
         needed += counted.tokens * (5 + 6 * distil.top_k)
         preflight.check_disk(self.work, needed, preflight.count_parameters(config))
         return config, counted
 
+    def _has_samples(self, config: Any) -> bool:
+        held_out = self.before / "held-out" / META
+        return _made_for(self.before / "samples", self.target, config) and held_out.is_file()
+
     def _base(self, target: nn.Module, config: Any) -> tuple[Shard, Path]:
         """What the draft learned from before, and the folder of what was held out."""
         samples, held_out = self.before / "samples", self.before / "held-out"
-        if _made_for(samples, self.target, config) and (held_out / META).is_file():
+        if self._has_samples(config):
             return Shard(samples), held_out
         self.say(f"{samples} holds no samples of {self.target}: making some")
         tokenizer = preflight.read_tokenizer(self.target)
@@ -169,6 +181,17 @@ class ReplayRun:
                 return {**here(draft), **{f"{name}_elsewhere": value for name, value in there(draft).items()}}
 
         return validate
+
+
+def verdict(before: dict[str, float], after: dict[str, float]) -> str:
+    """What to say of a run whose draft is not better, by chances of a refusal; empty where it is."""
+    gained = before["valid"] - after["valid"]
+    lost = after["valid_elsewhere"] - before["valid_elsewhere"]
+    if gained <= 0:
+        return f"not better where drafts were refused: keep the pack that there is, or go on otherwise ({_GENTLER})"
+    if lost > gained:
+        return f"more is lost elsewhere than gained where drafts were refused ({_GENTLER})"
+    return ""
 
 
 def _made_for(samples: Path, target: Path, config: Any) -> bool:

@@ -11,6 +11,7 @@ A shard is a folder; all numbers are little-endian:
     meta.json       written last, so a folder without it is unfinished and is written anew
 """
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterable
@@ -107,8 +108,9 @@ class ShardWriter:
             self._finish(whole=kind is None)
 
     def _finish(self, *, whole: bool) -> None:
-        for file in self._files.values():
-            file.close()
+        with contextlib.ExitStack() as files:  # one that cannot be flushed leaves no other open
+            for file in self._files.values():
+                files.enter_context(file)
         if whole:
             totals = {"examples": self.examples, "tokens": self.tokens, "learned": self.learned}
             text = json.dumps(asdict(self._meta) | totals)

@@ -93,6 +93,18 @@ def test_a_loss_that_is_no_number_stops_the_run(course: ShardCourse, make_tiny: 
         fit.run()
 
 
+def test_weights_that_are_no_numbers_never_become_a_checkpoint(
+    course: ShardCourse, make_tiny: MakeTiny, tmp_path: Path
+):
+    fit = Fit(make_tiny(0), course, text_loss, config(4), tmp_path)
+    fit.save()
+    before = fit.checkpoint.read_bytes()
+    next(fit.model.parameters()).data[0, 0] = float("inf")
+    with pytest.raises(FitError, match="step 0: weights that are no numbers"):
+        fit.save()
+    assert fit.checkpoint.read_bytes() == before
+
+
 def test_the_rate_warms_up_stays_and_falls_to_nothing():
     schedule = FitConfig(100, warmup_steps=10, decay_share=0.4)
     assert schedule.rate(0) == pytest.approx(0.1)

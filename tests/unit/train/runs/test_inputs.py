@@ -10,12 +10,15 @@ from click.testing import CliRunner
 
 from outrider_cloud.train import preflight
 from outrider_cloud.train.cli import train
+from outrider_cloud.train.loop.world import World
+from outrider_cloud.train.options import check_out, start_anew, work_folder
+from outrider_cloud.train.prune.keep import Keep
 from outrider_cloud.train.runs.inputs import source_of
 from outrider_cloud.train.settings import DataConfig, DraftRecipe, TargetRecipe, parse_set, read_recipe
 from outrider_cloud.train.texts.corpus import CorpusError
 from outrider_cloud.train.texts.documents import Reading, read_documents
 from outrider_cloud.train.texts.sources import FileSource, NoSource
-from outrider_shared.errors import ConfigError, MismatchError, ModelError
+from outrider_shared.errors import ConfigError, MismatchError, ModelError, StorageError
 from unit.train.toys import toy_model, toy_tokenizer, write_folder, write_texts
 
 BROKEN = ['{"text": "one"}', '{"text": "two"', '{"words": "three"}', "[4]", '{"text": "five"}']
@@ -82,11 +85,26 @@ def test_the_target_recipe_that_ships_is_read():
         (("fit.steps=9", "fit.optimizer=sgd"), "none of muon, adamw"),
         (("fit=3",), "must be a table"),
         (("fit.steps",), "has no '='"),
+        (("fit.steps=0",), "^fit: steps 0"),
+        (("fit.muon_lr=-1.0",), "muon_lr -1.0 must be"),
+        (("fit.adam_lr=nan",), "adam_lr nan must be"),
+        (("data.source=hope",), "files, smart-home, nothing"),
+        (("data.prompt_tokens=0",), "prompt_tokens 0"),
+        (("distil.top_k=0",), "top_k 0: at least 1"),
+        (("distil.on_policy=[0.1]",), "a list of 2 numbers"),
+        (("distil.text_share=7",), "shares are from 0 to 1"),
+        (("distil.writing.temperatures=[]",), "at least one"),
+        (("distil.writing.temperatures=[-1.0]",), "each from 0 on"),
+        (("distil.writing.rows=0",), "rows 0 are at least 1"),
     ],
 )
 def test_a_wrong_recipe_is_told_by_key(over: tuple[str, ...], message: str):
     with pytest.raises(ConfigError, match=message):
         read_recipe(DraftRecipe, "", parse_set(over))
+
+
+def test_a_recipe_without_steps_has_those_of_its_kind():
+    assert read_recipe(DraftRecipe, "", parse_set(("fit.muon_lr=0.01",))).fit.steps == DraftRecipe().fit.steps
 
 
 def test_an_unknown_recipe_names_those_that_there_are():
@@ -122,6 +140,70 @@ def test_a_target_that_the_cloud_cannot_serve_is_refused(tmp_path: Path):
 def test_a_draft_that_no_pack_can_hold_is_refused():
     with pytest.raises(ModelError, match="bitnet cannot be made into a pack"):
         preflight.check_export("bitnet")
+
+
+def test_widths_that_cannot_be_are_told_before_any_text_is_written(tmp_path: Path):
+    config = preflight.check_target(write_folder(toy_model(0, layers=4, hidden=32), tmp_path / "t"))
+    half = preflight.check_pruning(config, Keep(share=0.5, layers=2))
+    assert half["intermediate_size"] <= 24
+    with pytest.raises(ConfigError, match="layers=99 is more than the model's 4"):
+        preflight.check_pruning(config, Keep(layers=99))
+    with pytest.raises(ConfigError, match="no widths of this model leave 1% of its parameters"):
+        preflight.check_pruning(config, Keep(share=0.01))
+    with pytest.raises(ModelError, match="pack it as int8"):
+        preflight.check_precision("int4", half | {"intermediate_size": 8})
+    preflight.check_precision("int8", half | {"intermediate_size": 8})
+    with pytest.raises(ConfigError, match=r"precision is 'int3' \(fp32"):
+        preflight.check_precision("int3", half)
+
+
+def test_a_broken_tokenizer_is_told_by_its_file(tmp_path: Path):
+    folder = write_folder(toy_model(0), tmp_path / "t")
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"t/tokenizer\.json is no tokenizer"):
+        preflight.check_target(folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model_type": "llamaa"}, r"\[model\] makes no model: Unrecognized model identifier: llamaa\.?$"),
+        ({"model_type": "llama", "hidden_size": "wide"}, "hidden_size.*expected int, got str"),
+        ({"model_type": "llama", "hidden_size": 30, "num_attention_heads": 7}, "not a multiple"),
+    ],
+)
+def test_fields_that_make_no_model_are_one_sentence(fields: dict[str, object], message: str):
+    with pytest.raises(ConfigError, match=message) as told:
+        preflight.new_model(fields, 0, "[model]")
+    assert "\n" not in str(told.value)
+
+
+def test_starting_anew_removes_what_is_a_runs_and_nothing_else(tmp_path: Path):
+    work = tmp_path / "o.work"
+    for name in (
+        "samples/ids",
+        "held-out/meta.json",
+        "round-3/ids",
+        "checkpoint.pt",
+        "tokenizer.json",
+        "mine/thesis.txt",
+    ):
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).write_text("")
+    start_anew(work, World())
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()] == [
+        "o.work/mine/thesis.txt"
+    ]
+
+
+def test_what_is_in_the_way_is_told(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="file is a file"):
+        check_out(tmp_path / "file", force=True, holds="manifest.json")
+    with pytest.raises(StorageError, match="file/o: "):
+        check_out(tmp_path / "file" / "o", force=False, holds="manifest.json")
+    with pytest.raises(ConfigError, match=r"file is a file \(--work"):
+        work_folder(tmp_path / "o", tmp_path / "file")
 
 
 def test_a_draft_from_scratch_has_its_sizes_told():

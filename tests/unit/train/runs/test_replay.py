@@ -24,7 +24,7 @@ from outrider_cloud.train.distil.samples import Writing, write_texts
 from outrider_cloud.train.loop.config import FitConfig
 from outrider_cloud.train.loop.fit import Fit
 from outrider_cloud.train.loop.world import World
-from outrider_cloud.train.runs.replay import ReplayRun
+from outrider_cloud.train.runs.replay import ReplayRun, verdict
 from outrider_cloud.train.settings import DataConfig, ReplayRecipe, read_recipe
 from outrider_cloud.train.texts.reported import ReplayConfig, ReportedSource, windows
 from outrider_shared.errors import ConfigError, MismatchError
@@ -164,6 +164,20 @@ def test_a_run_that_was_cut_off_goes_on_with_the_texts_that_it_had(
     (room / "store" / f"{900:012d}.replay").unlink()
     wanted, found = (torch.load(run.work / "checkpoint.pt")["model"] for run in (whole, cut))
     assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
+def test_a_draft_whose_old_texts_are_nowhere_is_not_trained_on_the_new_ones_alone(room: Path, tmp_path: Path):
+    files = replace(RECIPE, data=DataConfig(longest=64))
+    with pytest.raises(ConfigError, match=r"work holds no samples of .*target.*--set data\.source=nothing"):
+        make(room, tmp_path / "work", recipe=files).run()
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_draft_that_is_not_better_is_told():
+    before = {"valid": 0.2, "valid_elsewhere": 0.03}
+    assert verdict(before, {"valid": 0.1, "valid_elsewhere": 0.04}) == ""
+    assert "more is lost elsewhere" in verdict(before, {"valid": 0.19, "valid_elsewhere": 0.06})
+    assert "keep the pack" in verdict(before, {"valid": 0.2, "valid_elsewhere": 0.01})
 
 
 def test_what_another_target_refused_is_not_learned(room: Path, tmp_path: Path):
