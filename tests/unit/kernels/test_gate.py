@@ -39,6 +39,12 @@ def test_compiles_without_spills(nvrtc, variant):
         assert 0 < entry.registers < 256
 
 
+@pytest.mark.parametrize("architecture", ["sm_100", "sm_120"])
+def test_what_is_nearest_to_spilling_does_not_on_later_cards(nvrtc, architecture):
+    for entry in nvrtc.compile(source.attention_variant(128, torch.bfloat16), architecture):
+        assert entry.spill_bytes + entry.stack_bytes == 0
+
+
 def test_a_fault_in_the_text_is_found(nvrtc):
     """The gate is no rubber stamp: an unknown name does not compile, and too few registers are noticed."""
 

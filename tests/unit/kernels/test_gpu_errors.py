@@ -233,11 +233,16 @@ def test_memory_that_ends_while_weights_are_read(card, folder, monkeypatch):
     assert "a larger card" in line
 
 
-def test_memory_that_ends_behind_the_weights(card, tiny, monkeypatch):
-    """KV memory and the buffers of a step are allocated at load, too, and told apart from the weights."""
+@pytest.mark.parametrize("where", ["made", "captured"])
+def test_memory_that_ends_behind_the_weights(card, tiny, monkeypatch, where):
+    """KV memory, the buffers of a step and graphs take theirs at load, too, and are told apart from the weights."""
 
     class Full:
         def __init__(self, *_):
+            if where == "made":
+                self.prepare()
+
+        def prepare(self):
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     card()

@@ -17,6 +17,11 @@
 #define OUT_DIM (HEAD_DIM > 128 ? 128 : HEAD_DIM)  // values that one item of work makes: what fits into registers
 #define TILES (OUT_DIM / 8)                 // output fragments
 #define PITCH (OUT_DIM + 4)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+#define KEYS_AHEAD 2  // pieces of 32 values of the keys that are under way at once: with more, registers spill there
+#else
+#define KEYS_AHEAD 4
+#endif
 
 template <int N>
 struct Vector;
@@ -128,7 +133,7 @@ extern "C" __global__ void __launch_bounds__(SPLIT, 1) attention_split(
         size_t key_at[4];
 #pragma unroll
         for (int n = 0; n < 4; ++n) key_at[n] = (size_t)__shfl_sync(FULL_WARP, key, 8 * n + g) * HEAD_DIM + 8 * t;
-#pragma unroll 4
+#pragma unroll KEYS_AHEAD
         for (int c = 0; c < HEAD_DIM; c += 32) {
           const uint4 none = {0, 0, 0, 0};
           const uint4 a = mine[0].member >= 0 ? *reinterpret_cast<const uint4*>(rows[0] + c + 8 * t) : none;
