@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from outrider_cloud.kernels.cuda.attention import CudaAttention
 from outrider_cloud.kernels.cuda.host import HostLauncher
 from outrider_cloud.kernels.cuda.kv import CudaKvPool
 from outrider_cloud.kernels.cuda.layers import CudaLayers
@@ -132,6 +133,23 @@ def test_a_barrier_that_is_missing_is_found(cache, monkeypatch, variant, work, k
 
     with pytest.raises(InternalError, match=r"no barrier separates|a block that has ended"):
         with_some_seed()
+
+
+@pytest.mark.parametrize("dim", [64, 96])
+def test_queries_that_lie_anywhere_are_read_aligned(host, racing, monkeypatch, dim):
+    """Sixteen bytes at a time, eight of values of 96: a query that lies otherwise is copied first."""
+    rng = np.random.default_rng(8)
+    spec = make_spec(dim, share=2, kv_heads=1)
+    pool, free = make_pool(racing, spec, BF16, rng)
+    case = make_case(rng, free, spec, BF16, 20, [-1, 0])
+    expected = run(racing, pool, spec, [case])
+    apart = torch.empty(2 * 2 * dim + 1, dtype=BF16)[1:].view(2, 2, dim)
+    apart.copy_(case.query)
+    plan = CudaAttention(racing, 4).plan([case.segment], 2)
+    assert torch.equal(plan.attend(apart.transpose(0, 1), pool, 0, spec, None), expected)
+    monkeypatch.setattr(torch.Tensor, "clone", lambda self, **_: self)
+    with pytest.raises(InternalError, match="an access that is not aligned"):
+        plan.attend(apart.transpose(0, 1), pool, 0, spec, None)
 
 
 def test_a_barrier_that_some_threads_do_not_reach_is_told(cache, monkeypatch):

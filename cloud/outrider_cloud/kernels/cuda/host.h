@@ -35,7 +35,7 @@
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
 };
-struct uint2 {
+struct alignas(8) uint2 {
   unsigned x, y;
 };
 struct alignas(16) uint4 {

@@ -4,7 +4,8 @@
 // place of that library. Two accesses to one place, by two threads and not both reads or both atomic, are a race unless a
 // barrier that both threads pass lies between them: of the block, of the cluster, or __syncwarp for lanes of one warp.
 // Of shared memory all are held to that, whatever order they happened in; of other memory each access is held to the last
-// write, so there one of two orders shows it. Clusters run one after the other, in a random order.
+// write, so there one of two orders shows it. Clusters run one after the other, in a random order. An access whose address
+// is not a multiple of its size is an error, as it is on a card.
 #pragma once
 #include <unordered_map>
 
@@ -145,12 +146,17 @@ SHIM inline void note(const void* address, size_t bytes, Access access) {
   if (random_below(kPreempted) == 0) wait(State::Ready);
 }
 
+SHIM inline void note_aligned(const void* address, size_t bytes, Access access) {
+  if (inside && !busy && reinterpret_cast<uintptr_t>(address) % bytes) die("an access that is not aligned");
+  note(address, bytes, access);
+}
+
 }  // namespace host
 
-#define TOLD(bytes)                                                                                                     \
-  extern "C" SHIM void __tsan_read##bytes(void* at) { host::note(at, bytes, host::Access::Read); }                      \
-  extern "C" SHIM void __tsan_write##bytes(void* at) { host::note(at, bytes, host::Access::Write); }                    \
-  extern "C" SHIM void __tsan_unaligned_read##bytes(void* at) { host::note(at, bytes, host::Access::Read); }            \
+#define TOLD(bytes)                                                                                                    \
+  extern "C" SHIM void __tsan_read##bytes(void* at) { host::note_aligned(at, bytes, host::Access::Read); }             \
+  extern "C" SHIM void __tsan_write##bytes(void* at) { host::note_aligned(at, bytes, host::Access::Write); }           \
+  extern "C" SHIM void __tsan_unaligned_read##bytes(void* at) { host::note(at, bytes, host::Access::Read); }           \
   extern "C" SHIM void __tsan_unaligned_write##bytes(void* at) { host::note(at, bytes, host::Access::Write); }
 TOLD(1) TOLD(2) TOLD(4) TOLD(8) TOLD(16)
 extern "C" SHIM void __tsan_read_range(void* at, size_t bytes) { host::note(at, bytes, host::Access::Read); }
