@@ -90,6 +90,14 @@ __device__ __forceinline__ float cluster_sum(Shared* shared, float value) {
   return value;
 }
 
+// Adds to a sum in shared memory by its halves: of 32 bits a card has an atomic addition there, of 64 it makes a loop.
+__device__ __forceinline__ void add_shared(unsigned long long* sum, unsigned long long value) {
+  unsigned* half = reinterpret_cast<unsigned*>(sum);
+  const unsigned low = (unsigned)value, before = atomicAdd(half, low);
+  const unsigned high = (unsigned)(value >> 32) + (before + low < low);  // whoever wraps the low half carries
+  if (high) atomicAdd(half + 1, high);
+}
+
 __device__ __forceinline__ unsigned key_of(float score) { return __float_as_uint(score) & 0x7fffffffu; }
 
 // Of the scores with a key up to `limit`, the key at which the running count reaches `top_k` (or, with top_k = 0, the
@@ -108,9 +116,9 @@ __device__ __forceinline__ unsigned select_key(Shared* shared, const float* scor
       if (key > limit || (!all_bits && key >> (shift + bits) != prefix)) continue;
       const unsigned bin = key >> shift & ((1u << bits) - 1);
       if (top_k > 0)
-        atomicAdd(&shared->bins[bin], 1ull);
+        add_shared(&shared->bins[bin], 1);
       else if (scores[i] > -32.f)
-        atomicAdd(&shared->bins[bin], __double2ull_rn(exp((double)scores[i]) * MASS_UNIT));
+        add_shared(&shared->bins[bin], __double2ull_rn(exp((double)scores[i]) * MASS_UNIT));
     }
     cluster_sync();
     for (int i = threadIdx.x; i < BINS; i += blockDim.x) {
