@@ -50,22 +50,28 @@ class Graphs:
             return compute
         if self._stream is None:
             self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
-        self._stream.wait_stream(torch.cuda.current_stream())
+        before = torch.cuda.current_stream()
+        self._stream.wait_stream(before)
         with torch.cuda.stream(self._stream):
             for _ in range(2):  # compiles kernels, lets cuBLAS take its workspace on the stream that will be captured
                 compute()
-        torch.cuda.current_stream().wait_stream(self._stream)
+        before.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            # The outer one: a capture that fails leaves its stream behind as the current one.
+            with (
+                torch.cuda.stream(before),
+                torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+            ):
                 result = compute()
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            first = error.__context__ or error  # that of ending the capture comes on top
+            if isinstance(first, torch.OutOfMemoryError):
+                raise first from None
             self._refused = True
             _log.warning(
                 "a step cannot be captured in a CUDA graph: its kernels are launched one by one, which is slower",
-                reason=str(error).partition("\n")[0],
+                reason=str(first).partition("\n")[0],
             )
             return compute
 

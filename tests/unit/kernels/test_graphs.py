@@ -29,16 +29,21 @@ class Cuda:
     @contextlib.contextmanager
     def on(self, stream):
         before, self.current = self.current, stream.name
-        yield
-        self.current = before
+        try:
+            yield
+        finally:
+            self.current = before
 
     @contextlib.contextmanager
     def graph(self, graph, pool, stream, capture_error_mode):
         self.captures.append((pool, stream.name, capture_error_mode))
-        with self.on(stream):
+        before, self.current = self.current, stream.name
+        try:
             yield
-            if self.fails is not None:
+        finally:
+            if self.fails is not None:  # as torch does, which then leaves its stream the current one
                 raise self.fails
+        self.current = before
 
 
 @pytest.fixture
@@ -65,11 +70,19 @@ def test_all_graphs_share_a_pool_and_the_stream_of_their_warm_up(cuda):
 
 def test_what_cannot_be_captured_is_computed_with_a_warning(cuda):
     """The service comes up; later buckets are not tried again, and the log says once why it is slower."""
-    cuda.fails = RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be ...")
+    cuda.fails = RuntimeError("operation failed due to a previous error during capture")
     graphs, count = Graphs(), []
+
+    def looks_at_a_result():
+        count.append(1)
+        if cuda.current != "main" and len(count) == 3:
+            raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be ...")
+        return len(count)
+
     with capture_logs() as logs:
-        steps = [graphs(lambda: count.append(1) or len(count)) for _ in range(3)]
+        steps = [graphs(looks_at_a_result) for _ in range(3)]
     assert len(cuda.captures) == 1
+    assert cuda.current == "main"
     done = len(count)
     assert [step() for step in steps] == [done + 1, done + 2, done + 3]
     (log,) = logs
@@ -78,10 +91,17 @@ def test_what_cannot_be_captured_is_computed_with_a_warning(cuda):
     assert log["reason"] == "operation not permitted when stream is capturing"
 
 
-def test_memory_that_ends_in_a_capture_is_no_reason_to_go_on_without(cuda):
-    cuda.fails = torch.OutOfMemoryError("CUDA out of memory.")
+@pytest.mark.parametrize("ending", [None, RuntimeError("operation failed due to a previous error during capture")])
+def test_memory_that_ends_in_a_capture_is_no_reason_to_go_on_without(cuda, ending):
+    """Whether the capture could be ended or not."""
+    cuda.fails = ending
+
+    def too_large():
+        if cuda.captures:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
     with pytest.raises(torch.OutOfMemoryError):
-        Graphs()(lambda: 1)
+        Graphs()(too_large)
 
 
 def test_a_fault_of_the_computation_itself_is_told_as_it_is(cuda):
