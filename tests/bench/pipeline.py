@@ -267,7 +267,9 @@ def summary(first: list[Any], second: list[Any], steps: int) -> list[dict[str, A
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False))
 def main(steps: int, rounds: int, out: Path | None) -> None:
     """Measure, and tell as JSON."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # Threads that wait do not spin: on a shared machine they would take the processor from those they wait for.
+    for name, value in (("GLOO_SOCKET_IFNAME", "lo"), ("OMP_WAIT_POLICY", "passive"), ("GOMP_SPINCOUNT", "0")):
+        os.environ.setdefault(name, value)
     with tempfile.TemporaryDirectory() as meeting:
         multiprocessing.spawn(work, (meeting, steps, rounds), nprocs=RANKS)
         first, second = (json.loads(Path(meeting, f"{rank}.json").read_text()) for rank in range(RANKS))
