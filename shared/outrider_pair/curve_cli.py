@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from outrider_cloud.train.options import DATA, SET, SKIP, TARGET, model_folder, overrides, recipe_option
+from outrider_cloud.train.options import DATA, SET, SKIP, TARGET, going_on, model_folder, overrides, recipe_option
 from outrider_pair.cli import typed_command
 from outrider_shared.cli import TypedErrors
 from outrider_shared.files import storage_errors
@@ -66,7 +66,8 @@ def curve(*, shares: tuple[float, ...], out: Path, as_json: bool, **flags: Any) 
 
     pyplot()  # tells before hours are spent that it is missing
     made = _prepare(out, flags)
-    rows = made.run(shares)
+    with going_on(out):
+        rows = made.run(shares)
     settings = {"steps": made.recipe.fit.steps, "prompts": made.recipe.distil.prompts}
     told = {"machine": machine(), "command": typed_command("curve"), **settings, "rows": rows}
     with storage_errors(out):

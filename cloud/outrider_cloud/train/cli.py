@@ -27,6 +27,7 @@ from outrider_cloud.train.options import (
     WORK,
     check_out,
     distilling,
+    going_on,
     model_folder,
     overrides,
     recipe_option,
@@ -68,7 +69,7 @@ def target(config: str, data: tuple[Path, ...], out: Path, work: Path | None, se
     recipe = read_recipe(TargetRecipe, config, overrides(sets, **flags))
     check_out(out, force=force, holds="config.json")
     place = work_folder(out, work)
-    with joined() as world:
+    with going_on(place), joined() as world:
         if force:
             start_anew(place, world)
         say = teller(world, as_json=as_json)
@@ -106,7 +107,7 @@ def draft(target_folder: Path, config: str, data: tuple[Path, ...], out: Path, w
     folder = model_folder(target_folder)
     check_out(out, force=force, holds=MANIFEST)
     place = work_folder(out, work)
-    with joined() as world:
+    with going_on(place), joined() as world:
         if force:
             start_anew(place, world)
         say = teller(world, as_json=as_json)
@@ -147,7 +148,7 @@ def replay(target_folder: Path, config: str, data: tuple[Path, ...], out: Path, 
     check_out(out, force=force, holds=MANIFEST)
     place = work_folder(out, work)
     source = ReportedSource(store, folder, recipe.replay, recipe.data.longest, skip_others)
-    with joined() as world:
+    with going_on(place), joined() as world:
         if force:
             start_anew(place, world)
         say = teller(world, as_json=as_json)

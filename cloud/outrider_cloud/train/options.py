@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,7 @@ from outrider_shared.errors import ConfigError
 from outrider_shared.files import storage_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from outrider_cloud.train.loop.world import World
 
@@ -123,6 +125,35 @@ def start_anew(place: Path, world: World) -> None:
             else:
                 path.unlink()
     world.wait()
+
+
+class _StopError(BaseException):
+    """Ctrl-C or SIGTERM; no `except Exception` on the way takes it for its own."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def going_on(place: Path) -> Iterator[None]:
+    """A run that is stopped says how it goes on, and ends with the status of the signal."""
+
+    def stop(number: int, _: object) -> None:
+        raise _StopError(number)
+
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    for each, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(each, stop)
+    try:
+        yield
+    except _StopError as stopped:
+        click.echo(f"outrider: stopped; the same command goes on with what is in {place}", err=True)
+        raise SystemExit(128 + stopped.number) from None
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def teller(world: World, *, as_json: bool) -> Callable[[str], None]:

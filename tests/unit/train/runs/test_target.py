@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -119,7 +121,10 @@ def test_a_work_folder_of_another_start_is_not_gone_on_in(room: Path):
     assert "--force starts anew" in refused(room, "--init", str(room / "before"))
 
 
-def test_a_run_that_was_cut_off_ends_with_the_same_weights(room: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_was_stopped_says_how_it_goes_on_and_ends_with_the_same_weights(
+    room: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+):
     init, step = ["--init", str(room / "before")], Fit.train_step
     go(room, *init)
     whole = weights(room / "out")
@@ -128,12 +133,14 @@ def test_a_run_that_was_cut_off_ends_with_the_same_weights(room: Path, monkeypat
 
     def stopped(fit: Fit) -> tuple[float, int]:
         if fit.step == 7:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
         return step(fit)
 
     with monkeypatch.context() as patch:
         patch.setattr(Fit, "train_step", stopped)
-        assert invoke(room, *init).exit_code == 1
+        told = invoke(room, *init)
+    assert told.exit_code == 128 + number
+    assert f"stopped; the same command goes on with what is in {room / 'out.work'}" in told.stderr.splitlines()[-1]
     assert not (room / "out").exists()
     go(room, *init)
     assert all(torch.equal(value, whole[name]) for name, value in weights(room / "out").items())
