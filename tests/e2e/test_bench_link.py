@@ -68,6 +68,8 @@ def expect_verdicts(verdicts, *, beyond):
         assert verdict["worst"] > 0
     bars = {verdict["bar"]: verdict for verdict in verdicts}
     assert bars["ahead: tokens/s of plain streaming"]["cells"] == 2
+    low, high = bars["ahead: tokens/s of plain streaming"]["interval"]
+    assert 0 < low <= high
     assert bars["the text of plain streaming, in parts of the cells"]["reached"]
     assert any(bar.startswith("many devices") for bar in bars) == beyond
     assert ("a dead link is told, s after it died" in bars) == beyond

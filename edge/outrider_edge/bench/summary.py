@@ -41,6 +41,7 @@ def summarise(
     cpu_s = [s.cloud_cpu_s for s in samples if s.cloud_cpu_s is not None]
     return {
         "tokens": tokens,
+        "walls_s": [round(s.wall_s, 5) for s in samples],
         "tokens_per_s": tokens / sum(s.wall_s for s in samples),
         "tokens_per_s_p50": percentile(rates, 50),
         "tokens_per_s_p95": percentile(rates, 95),

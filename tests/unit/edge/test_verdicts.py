@@ -49,6 +49,21 @@ def test_a_bar_is_reached_where_every_cell_reaches_it(speeds: list[float]):
     assert len(verdict["missed"]) == verdict["cells"] - verdict["held"]
 
 
+@pytest.mark.parametrize(
+    ("walls", "undecided", "low", "high"),
+    [
+        pytest.param([0.5, 2.0, 1.1, 1.2], True, 0.6, 1.4, id="requests differ"),
+        pytest.param([1.25, 1.25, 1.25, 1.25], False, 0.8, 0.8, id="all alike"),
+    ],
+)
+def test_a_miss_is_open_where_the_same_requests_drawn_anew_may_have_reached_the_bar(walls, undecided, low, high):
+    base, ours = figure(10.0, walls_s=[1.0] * 4), figure(10.0 * 4 / sum(walls), walls_s=walls)
+    verdict = judged(engine(cell(200, {"plain": base, "ours-ahead": ours})))[AHEAD]
+    assert not verdict["reached"]
+    assert verdict["open"] == (["rtt 200 ms, step 25 ms"] if undecided else [])
+    assert verdict["interval"] == pytest.approx([low, high], abs=0.2 if undecided else 1e-9)
+
+
 def test_a_bar_is_for_its_cells_alone():
     """Near links with slow steps have a higher one; links with stalls none but the text's."""
     methods = {"plain": figure(10.0), "ours-ahead": figure(12.0)}
