@@ -6,6 +6,7 @@ Foreign errors (gRPC, ONNX Runtime, transformers, the file system) are wrapped w
     OutriderError
     ├── InputError               the caller's fault; trying the same again is useless
     │   ├── ParameterError       sampling parameters or limits out of range
+    │   │   └── UnsupportedError a parameter that other services have and this one does not
     │   ├── GrammarError         a grammar or schema that is malformed, not supported or too complex
     │   ├── PromptError          empty, or a token id outside the vocabulary
     │   │   └── ContextError     longer than the model's context
@@ -53,6 +54,7 @@ class OutriderError(Exception):
     Args:
         message: What was wrong, with the offending value.
         hint: What the reader can do about it; empty where the message already says it.
+        param: The field of a request that it is about; empty where it is about none, or where none is known.
 
     Attributes:
         code: Stable name of the error kind, the same on the wire, in JSON output and in logs.
@@ -62,10 +64,11 @@ class OutriderError(Exception):
     code: ClassVar[str] = "error"
     retryable: ClassVar[bool] = False
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", param: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.param = param
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
@@ -81,6 +84,12 @@ class ParameterError(InputError):
     """A sampling parameter or a limit is out of its range."""
 
     code = "invalid_parameter"
+
+
+class UnsupportedError(ParameterError):
+    """A parameter that other services have and that cannot be honoured here."""
+
+    code = "unsupported_parameter"
 
 
 class GrammarError(InputError):

@@ -14,14 +14,15 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from outrider_edge.api.asks import chat_ask, completion_ask, reporting
-from outrider_edge.api.errors import error_response, response_of, validation_response
-from outrider_edge.api.guard import Guard
+from outrider_edge.api.errors import error_response, response_of
+from outrider_edge.api.guard import TOO_LARGE, Guard
 from outrider_edge.api.metrics import CONTENT_TYPE
 from outrider_edge.api.playground import add_playground
+from outrider_edge.api.problems import validation_response
 from outrider_edge.api.replies import Reply
 from outrider_edge.api.schemas import ChatRequest, CompletionRequest  # noqa: TC001 - FastAPI reads the routes' types
 from outrider_edge.api.streaming import DONE, EventStream, GoneError, failure, smoothed, sse, unless_gone
-from outrider_shared.errors import OutriderError, UnknownModelError
+from outrider_shared.errors import InputError, OutriderError, UnknownModelError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -91,6 +92,9 @@ def _add_answers(app: FastAPI, desk: Desk, config: EdgeConfig, metrics: Metrics)
                 metrics.requests.labels(route, "200").inc()
                 return EventStream(_events(reply, first, steps), stall_s)
             body = await unless_gone(request.receive, _whole(reply, steps))
+        except InputError as error:
+            error.param = ask.field_of(error)
+            raise
         except GoneError:
             await steps.aclose()
             metrics.requests.labels(route, str(_GONE)).inc()
@@ -161,11 +165,9 @@ def _add_facts(app: FastAPI, desk: Desk, metrics: Metrics) -> None:
     async def one_model(model: str) -> dict[str, Any]:
         """One of them."""
         if model not in await desk.models():
-            raise UnknownModelError(f"there is no model {model!r} here", hint="see /v1/models")
+            raise UnknownModelError(f"there is no model {model!r} here", hint="see /v1/models", param="model")
         return card(model)
 
-    @app.head("/health", include_in_schema=False)
-    @app.head("/v1/health", include_in_schema=False)
     @app.get("/v1/health", include_in_schema=False)
     @app.get("/health", responses={503: _ERRORS[503]})
     async def health() -> Response:
@@ -196,7 +198,7 @@ def _add_errors(app: FastAPI) -> None:
         if "json" not in request.headers.get("content-type", ""):
             message = "the body is not told to be JSON: send the header Content-Type: application/json"
             return error_response(HTTPStatus.BAD_REQUEST, message, "invalid_content_type")
-        return validation_response(error.errors())
+        return validation_response(error.errors(), error.body)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
@@ -204,11 +206,13 @@ def _add_errors(app: FastAPI) -> None:
         if error.status_code == HTTPStatus.NOT_FOUND and path.startswith(_ELSEWHERE):
             message = f"{path} is not done here: a draft and its target only write text; use /v1/chat/completions"
             return error_response(HTTPStatus.NOT_IMPLEMENTED, message, "not_implemented")
-        message = {
-            HTTPStatus.NOT_FOUND: f"there is no {path} here; /openapi.json lists what there is",
-            HTTPStatus.METHOD_NOT_ALLOWED: f"{path} does not take {request.method}",
-        }.get(HTTPStatus(error.status_code), str(error.detail))
-        return error_response(error.status_code, message, headers=error.headers)
+        message, code = {
+            HTTPStatus.NOT_FOUND: (f"there is no {path} here; /openapi.json lists what there is", "unknown_url"),
+            HTTPStatus.METHOD_NOT_ALLOWED: (f"{path} does not take {request.method}", "method_not_supported"),
+            HTTPStatus.BAD_REQUEST: ("the body is no JSON that can be read", "invalid_json"),
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE: (str(error.detail), TOO_LARGE),
+        }.get(HTTPStatus(error.status_code), (str(error.detail), None))
+        return error_response(error.status_code, message, code, headers=error.headers)
 
     @app.exception_handler(Exception)
     async def fault(_: Request, error: Exception) -> Response:

@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from outrider_edge.api.conversation import template_messages
+from outrider_edge.api.errors import about
 from outrider_edge.api.redaction import redacted_messages, redacted_prompt
 from outrider_edge.api.schemas import MAX_CHOICES, ChatRequest, NamedTool, Outrider
 from outrider_edge.api.tool_calls import call_style, tool_format
 from outrider_edge.session.events import GenerateRequest, Pace
 from outrider_shared.chat import render_chat
-from outrider_shared.errors import InputError, ParameterError, PromptError
+from outrider_shared.errors import GrammarError, InputError, ParameterError, PromptError, UnsupportedError
 from outrider_shared.grammar import json_object, json_schema, tool_calls
 from outrider_shared.sampling import SamplingParams
 
@@ -63,6 +64,8 @@ class Ask:
         details: Tell origins and drafts.
         include_usage: End a stream with what it used.
         echo: The prompt's text, where it is to stand before each choice.
+        prompt_field: The request's field with the prompt.
+        grammar_field: The one that the grammar came from.
     """
 
     requests: tuple[GenerateRequest, ...]
@@ -77,11 +80,19 @@ class Ask:
     details: bool = False
     include_usage: bool = False
     echo: tuple[str, ...] = ()
+    prompt_field: str = "prompt"
+    grammar_field: str = "response_format"
 
     @property
     def prompt_tokens(self) -> int:
         """Tokens of all prompts; choices of one prompt share it."""
         return sum(len(prompt) for prompt in dict.fromkeys(request.prompt for request in self.requests))
+
+    def field_of(self, error: InputError) -> str:
+        """The field that an error is about which came while the ask was answered."""
+        if isinstance(error, PromptError):
+            return error.param or self.prompt_field
+        return error.param or (self.grammar_field if isinstance(error, GrammarError) else "")
 
 
 def chat_ask(
@@ -102,26 +113,33 @@ def chat_ask(
     offered = list(body.tools or ()) if body.tool_choice != "none" else []
     kind = tool_format(template) if offered else None
     if offered and kind is None:
-        raise InputError("tools: this model's chat template has no tool calls", hint="leave `tools` out")
+        message = "tools: this model's chat template has no tool calls"
+        raise UnsupportedError(message, hint="leave `tools` out", param="tools")
     tools = [tool.model_dump(exclude_none=True) for tool in offered] or None
     if not offered and (body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)):
-        raise ParameterError("tool_choice asks for a call, but there are no tools", hint="give tools")
+        message = "tool_choice asks for a call, but there are no tools"
+        raise ParameterError(message, hint="give tools", param="tool_choice")
     if body.top_logprobs is not None and not body.logprobs:
-        raise ParameterError("top_logprobs needs logprobs", hint="set logprobs to true")
+        raise ParameterError("top_logprobs needs logprobs", hint="set logprobs to true", param="top_logprobs")
     local_only = local_only or _local(body, defaults)
-    messages = template_messages(body.messages, template)
-    if redact is not None and not local_only:
-        messages = redacted_messages(redact, messages)
-    text = render_chat(template, messages, tools=tools, **(body.chat_template_kwargs or {}))
+    with about("messages"):
+        messages = template_messages(body.messages, template)
+        if redact is not None and not local_only:
+            messages = redacted_messages(redact, messages)
+        text = render_chat(template, messages, tools=tools, **_template_names(body.chat_template_kwargs or {}))
     most = body.max_completion_tokens or body.max_tokens
-    grammar = _called(body, kind, outfit) if kind else None
+    with about("tools"):
+        grammar = _called(body, kind, outfit) if kind else None
     if grammar is not None and body.response_format is not None and body.response_format.type != "text":
-        raise InputError("response_format and forced tool calls contradict each other", hint="leave one of them out")
+        message = "response_format and forced tool calls contradict each other"
+        raise ParameterError(message, hint="leave one of them out", param="response_format")
     ask = _ask(body, [outfit.encode(text, special=False)], most, outfit, defaults)
     return replace(
         ask,
         requests=tuple(replace(request, grammar=grammar) for request in ask.requests) if grammar else ask.requests,
         tools=kind,
+        prompt_field="messages",
+        grammar_field="tools" if grammar is not None else ask.grammar_field,
         parallel_calls=body.parallel_tool_calls is not False,
         local_only=local_only,
     )
@@ -142,15 +160,19 @@ def completion_ask(
     """
     _check_extra(body)
     if body.suffix:
-        raise InputError("suffix is not supported: this model only continues a text")
+        message = "suffix is not supported: this model only continues a text"
+        raise UnsupportedError(message, hint="leave it out", param="suffix")
     if body.best_of is not None and body.best_of != (body.n or 1):
-        raise InputError(f"best_of {body.best_of} is not supported", hint="leave it out, or give n")
+        message = f"best_of {body.best_of} is not supported"
+        raise UnsupportedError(message, hint="leave it out, or give n", param="best_of")
     local_only = local_only or _local(body, defaults)
-    prompts = _prompts(body, outfit, None if local_only else redact)
+    with about("prompt"):
+        prompts = _prompts(body, outfit, None if local_only else redact)
     ask = _ask(body, prompts, body.max_tokens or 16, outfit, defaults)
     echo = tuple(outfit.decode(request.prompt) for request in ask.requests) if body.echo else ()
     if body.echo and body.logprobs is not None:
-        raise InputError("echo with logprobs is not supported: the prompt's log-probabilities are not computed")
+        message = "echo with logprobs is not supported: the prompt's log-probabilities are not computed"
+        raise UnsupportedError(message, hint="leave one of them out", param="echo")
     return replace(ask, echo=echo, local_only=local_only)
 
 
@@ -159,10 +181,19 @@ def _check_extra(body: Common) -> None:
     extra = body.model_extra or {}
     for name, instead in _UNSUPPORTED.items():
         if extra.get(name):
-            raise ParameterError(f"{name} is not supported", hint=instead)
+            raise UnsupportedError(f"{name} is not supported", hint=instead, param=name)
     wanted = extra.get("modalities") or ["text"]
     if wanted != ["text"]:
-        raise ParameterError(f"modalities {wanted!r} are not supported", hint=_UNSUPPORTED["audio"])
+        message = f"modalities {wanted!r} are not supported"
+        raise UnsupportedError(message, hint=_UNSUPPORTED["audio"], param="modalities")
+
+
+def _template_names(given: dict[str, Any]) -> dict[str, Any]:
+    """What the chat template is told beside the conversation."""
+    if taken := sorted(given.keys() & {"template", "messages", "tools"}):
+        message = f"chat_template_kwargs has {taken[0]!r}, which is not the caller's to set there"
+        raise ParameterError(message, hint="leave it out", param="chat_template_kwargs")
+    return given
 
 
 def reporting(ask: Ask, body: ChatRequest | CompletionRequest, *, agreed: bool) -> Ask:
@@ -199,7 +230,8 @@ def _called(body: ChatRequest, kind: ToolFormat, outfit: Outfit) -> Grammar | No
     if isinstance(choice, NamedTool):
         tools = [tool for tool in tools if tool.function.name == choice.function.name]
         if not tools:
-            raise ParameterError(f"tool_choice names {choice.function.name!r}, which is not among the tools")
+            message = f"tool_choice names {choice.function.name!r}, which is not among the tools"
+            raise ParameterError(message, param="tool_choice")
     required = choice == "required" or isinstance(choice, NamedTool)
     if not required and not any(tool.function.strict for tool in tools):
         return None
@@ -217,7 +249,8 @@ def _form(form: ResponseFormat | None) -> Grammar | None:
         return json_object()
     schema = form.json_schema.schema_ if form.json_schema else None
     if schema is None:
-        raise ParameterError("response_format json_schema comes without a schema", hint="give json_schema.schema")
+        message = "response_format json_schema comes without a schema"
+        raise ParameterError(message, hint="give json_schema.schema", param="response_format.json_schema")
     return json_schema(schema)
 
 
@@ -230,7 +263,9 @@ def _ask(
 ) -> Ask:
     ours, options = body.outrider or Outrider.model_validate({}), body.stream_options
     logprobs = _logprobs(body)
-    params, grammar = _params(body, defaults), _form(body.response_format)
+    params = _params(body, defaults, outfit.vocabulary_size)
+    with about("response_format"):
+        grammar = _form(body.response_format)
     requests: list[GenerateRequest] = []
     for prompt in prompts:
         base = GenerateRequest(
@@ -247,7 +282,7 @@ def _ask(
         )
         requests += base.choices(body.n or 1)
     if len(requests) > MAX_CHOICES:
-        raise ParameterError(f"{len(requests)} answers in one request", hint=f"at most {MAX_CHOICES}")
+        raise ParameterError(f"{len(requests)} answers in one request", hint=f"at most {MAX_CHOICES}", param="n")
     return Ask(
         requests=tuple(requests),
         stops=_stops(body.stop),
@@ -266,7 +301,7 @@ def _logprobs(body: ChatRequest | CompletionRequest) -> int | None:
     return body.logprobs
 
 
-def _params(body: Common, defaults: Defaults) -> SamplingParams:
+def _params(body: Common, defaults: Defaults, vocabulary: int) -> SamplingParams:
     return SamplingParams(
         temperature=defaults.temperature if body.temperature is None else body.temperature,
         top_k=max(0, defaults.top_k if body.top_k is None else body.top_k),
@@ -276,15 +311,19 @@ def _params(body: Common, defaults: Defaults) -> SamplingParams:
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
         repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
-        logit_bias=_biases(body.logit_bias),
+        logit_bias=_biases(body.logit_bias or {}, vocabulary),
     )
 
 
-def _biases(given: dict[str, float] | None) -> tuple[tuple[int, float], ...]:
-    try:
-        return tuple((int(token), bias) for token, bias in (given or {}).items())
-    except ValueError:
-        raise ParameterError("logit_bias has keys that are no token ids", hint="give ids, not texts") from None
+def _biases(given: dict[str, float], vocabulary: int) -> tuple[tuple[int, float], ...]:
+    for token in given:
+        if not (token.isascii() and token.isdecimal()):
+            message = f"logit_bias has the key {token[:40]!r}, which is no token id"
+            raise ParameterError(message, hint="give ids, not texts", param="logit_bias")
+        if len(token) > len(str(vocabulary)) or int(token) >= vocabulary:
+            message = f"logit_bias names token {token[:40]}"
+            raise ParameterError(message, hint=f"the vocabulary ends at {vocabulary - 1}", param="logit_bias")
+    return tuple((int(token), bias) for token, bias in given.items())
 
 
 def _most(asked: int | None, prompt: Sequence[int], outfit: Outfit, defaults: Defaults) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from outrider_shared.errors import InputError
+from outrider_shared.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,16 +17,16 @@ def template_messages(messages: Sequence[Message], template: str) -> list[dict[s
     """Role and plain text of each message, with calls as objects.
 
     Raises:
-        InputError: if a message has parts that are no text.
+        UnsupportedError: if a message has parts that are no text.
     """
-    return [_message(message, template) for message in messages]
+    return [_message(index, message, template) for index, message in enumerate(messages)]
 
 
-def _message(message: Message, template: str) -> dict[str, Any]:
+def _message(index: int, message: Message, template: str) -> dict[str, Any]:
     role = message.role
     if role == "developer" and "developer" not in template:
         role = "system"
-    plain: dict[str, Any] = {"role": role, "content": _text(message)}
+    plain: dict[str, Any] = {"role": role, "content": _text(index, message)}
     if message.tool_calls:
         plain["tool_calls"] = [
             {
@@ -43,13 +43,17 @@ def _message(message: Message, template: str) -> dict[str, Any]:
     return plain
 
 
-def _text(message: Message) -> str:
+def _text(index: int, message: Message) -> str:
     if isinstance(message.content, str):
         return message.content
     parts = []
-    for part in message.content or ():
+    for place, part in enumerate(message.content or ()):
         if part.type not in {"text", "refusal"}:
-            raise InputError(f"a message has a part of type {part.type!r}", hint="this model reads text only")
+            raise UnsupportedError(
+                f"a message has a part of type {part.type!r}",
+                hint="this model reads text only",
+                param=f"messages[{index}].content[{place}].type",
+            )
         parts.append(part.text or part.refusal or "")
     return "".join(parts)
 

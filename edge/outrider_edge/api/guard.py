@@ -7,6 +7,8 @@ Rules:
       default).
     * Where a key is set, everything but health and the page itself needs it.
     * A body over the bound is refused before it is read, or as soon as it is over.
+
+HEAD is answered as GET, without the body, which the server leaves out.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from outrider_edge.api.config import Serve
 
+TOO_LARGE = "request_too_large"
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _OPEN = frozenset({"/", "/health", "/v1/health"})
 _SECURITY = {
@@ -68,7 +71,8 @@ class Guard:
         if refusal is not None:
             await refusal(scope, receive, reply)
             return
-        await self._app(scope, _Bounded(receive, self._body_bytes), reply)
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        await self._app(inner, _Bounded(receive, self._body_bytes), reply)
 
     def _refuse(self, scope: Scope, headers: Headers, origin: str, *, allowed: bool) -> Response | None:
         if not self._host_is_ours(headers.get("host", "")):
@@ -108,7 +112,7 @@ class Guard:
 
     def _too_large(self) -> Response:
         message = f"the request is larger than {self._body_bytes} bytes"
-        return error_response(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, "request_too_large")
+        return error_response(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, TOO_LARGE)
 
 
 def _preflight(headers: Headers) -> Response:

@@ -24,6 +24,7 @@ class Outfit:
         name: Of the pack.
         path: Where it lies.
         context_length: Positions that the draft was made for.
+        vocabulary_size: Token ids that the pair has, from 0 on.
     """
 
     device: Device
@@ -31,13 +32,15 @@ class Outfit:
     name: str
     path: Path
     context_length: int
+    vocabulary_size: int
 
     @classmethod
     def of(cls, device: Device) -> Outfit:
         """The outfit of an opened device."""
         manifest = device.pack.manifest
         vocabulary = Vocabulary(device.tokenizer, manifest.eos_ids)
-        return cls(device, vocabulary, manifest.name, device.pack.path, manifest.architecture.context_length)
+        shape = manifest.architecture
+        return cls(device, vocabulary, manifest.name, device.pack.path, shape.context_length, shape.vocab_size)
 
     @property
     def chat_template(self) -> str:

@@ -7,7 +7,7 @@ import contextlib
 from collections import deque
 from typing import TYPE_CHECKING
 
-from outrider_shared.errors import LimitError
+from outrider_shared.errors import LimitError, ParameterError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -39,10 +39,12 @@ class Slots:
         """Hold `count` slots.
 
         Raises:
-            LimitError: if there are not that many in all, the queue is full, or the wait was too long.
+            ParameterError: if there are not that many in all.
+            LimitError: if the queue is full, or the wait was too long.
         """
         if count > self.most:
-            raise LimitError(f"{count} answers were asked for at once", hint=f"this device gives {self.most}")
+            message = f"{count} answers were asked for at once"
+            raise ParameterError(message, hint=f"this device gives {self.most}", param="n")
         await self._enter(count)
         try:
             yield

@@ -71,12 +71,16 @@ class GenerateRequest:
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_tokens < 1 << 31:
-            raise ParameterError(f"max_tokens is {self.max_tokens}", hint="ask for at least 1 token")
+            raise ParameterError(
+                f"max_tokens is {self.max_tokens}", hint="ask for at least 1 token", param="max_tokens"
+            )
         if not 0 <= self.min_tokens <= self.max_tokens:
-            raise ParameterError(f"min_tokens is {self.min_tokens}", hint=f"it must be from 0 to {self.max_tokens}")
+            hint = f"it must be from 0 to max_tokens, {self.max_tokens}"
+            raise ParameterError(f"min_tokens is {self.min_tokens}", hint=hint, param="min_tokens")
         check_top_logprobs(self.top_logprobs, logprobs=self.logprobs)
         if self.grammar is not None and (self.ignore_eos or self.min_tokens):
-            raise ParameterError("a grammar decides where the answer ends", hint="leave out ignore_eos and min_tokens")
+            odd = "ignore_eos" if self.ignore_eos else "min_tokens"
+            raise ParameterError("a grammar decides where the answer ends", hint=f"leave out {odd}", param=odd)
 
     def choices(self, count: int) -> list[GenerateRequest]:
         """`count` requests for alternative answers (`n`): this one, and copies with seeds derived from its seed.

@@ -60,7 +60,7 @@ class SamplingParams:
         for name in _REALS:
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise ParameterError(f"{name} is {value!r}", hint="it must be a finite number")
+                raise ParameterError(f"{name} is {value!r}", hint="it must be a finite number", param=name)
         _require(
             0.0 <= self.temperature <= MAX_TEMPERATURE, "temperature", self.temperature, "in [0, 100]; 0 is greedy"
         )
@@ -77,7 +77,9 @@ class SamplingParams:
         if self.logit_bias:
             object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         if self.top_p == 0.0:
-            raise ParameterError("top_p is below the smallest float32", hint="it must be in (0, 1]; 1 is off")
+            raise ParameterError(
+                "top_p is below the smallest float32", hint="it must be in (0, 1]; 1 is off", param="top_p"
+            )
 
     @property
     def greedy(self) -> bool:
@@ -102,7 +104,7 @@ class SamplingParams:
 
 def _require(ok: bool, name: str, value: object, expected: str) -> None:
     if not ok:
-        raise ParameterError(f"{name} is {value!r}", hint=f"it must be {expected}")
+        raise ParameterError(f"{name} is {value!r}", hint=f"it must be {expected}", param=name)
 
 
 def _biases(given: Mapping[int, float] | tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
