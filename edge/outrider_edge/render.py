@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
+from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -49,6 +50,12 @@ MEANING = {
     Origin.UNVERIFIED: "draft alone, unverified",
 }
 
+_SHORT = {
+    Origin.ACCEPTED: "accepted draft", Origin.CORRECTION: "correction", Origin.BONUS: "bonus",
+    Origin.CLOUD: "cloud", Origin.CLOUD_LOOKUP: "cloud lookup", Origin.CLOUD_DRAFT: "cloud draft",
+    Origin.UNVERIFIED: "unverified",
+}  # fmt: skip
+
 
 # A model may write what a terminal would obey; the pictures of those characters harm nobody.
 _HARMLESS = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | dict.fromkeys(range(0x7F, 0xA0), 0x2421)
@@ -59,9 +66,9 @@ def harmless(text: str) -> str:
     return text.translate(_HARMLESS)
 
 
-def legend() -> Text:
-    """What the colours mean."""
-    return Text("  ").join(Text(MEANING[origin], style) for origin, style in STYLES.items())
+def legend() -> Columns:
+    """What the colours mean: in one line where there is room for it, in whole words anywhere."""
+    return Columns([Text(_SHORT[origin], style) for origin, style in STYLES.items()], padding=(0, 2))
 
 
 def comparison_table(result: dict[str, Any]) -> Table:

@@ -127,13 +127,14 @@ def chat_ask(
         if redact is not None and not local_only:
             messages = redacted_messages(redact, messages)
         text = render_chat(template, messages, tools=tools, **_template_names(body.chat_template_kwargs or {}))
+        prompt = outfit.encode(text, special=False)
     most = body.max_completion_tokens or body.max_tokens
     with about("tools"):
         grammar = _called(body, kind, outfit) if kind else None
     if grammar is not None and body.response_format is not None and body.response_format.type != "text":
         message = "response_format and forced tool calls contradict each other"
         raise ParameterError(message, hint="leave one of them out", param="response_format")
-    ask = _ask(body, [outfit.encode(text, special=False)], most, outfit, defaults)
+    ask = _ask(body, [prompt], most, outfit, defaults)
     return replace(
         ask,
         requests=tuple(replace(request, grammar=grammar) for request in ask.requests) if grammar else ask.requests,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from outrider_edge.api.token_text import Vocabulary
+from outrider_shared.errors import PromptError
+
+_HALF = re.compile("[\ud800-\udfff]")  # Python has pairs of them as one character
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +52,14 @@ class Outfit:
         return self.device.chat_template
 
     def encode(self, text: str, *, special: bool = True) -> tuple[int, ...]:
-        """Token ids; a chat template writes special tokens itself, so they are not added for one."""
+        """Token ids; a chat template writes special tokens itself, so they are not added for one.
+
+        Raises:
+            PromptError: if the text has half of a character.
+        """
+        if broken := _HALF.search(text):
+            message = f"the text has half of a character, {broken[0]!r}, at place {broken.start()}"
+            raise PromptError(message, hint="a text was cut inside of a surrogate pair: send whole characters")
         return tuple(self.device.tokenizer.encode(text, add_special_tokens=special).ids)
 
     def decode(self, tokens: Sequence[int]) -> str:

@@ -8,7 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from outrider_shared.errors import ConfigError, InputError, OutriderError, UnavailableError
+from outrider_shared.errors import ConfigError, ContextError, InputError, OutriderError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -85,4 +85,6 @@ def _read(answer: http.client.HTTPResponse) -> dict[str, Any]:
 def _error(status: int, body: dict[str, Any]) -> OutriderError:
     told = body.get("error") or {}
     message = str(told.get("message") or f"the daemon answered with status {status}")
+    if told.get("code") == ContextError.code:
+        return ContextError(message)
     return InputError(message) if 400 <= status < 429 else UnavailableError(message)

@@ -5,7 +5,9 @@ One rule for both: a line that ends with \ goes on in the next, and what begins 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
@@ -13,6 +15,9 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 from outrider_edge.chat.commands import ABOUT
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+
     from prompt_toolkit import PromptSession
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
@@ -29,6 +34,9 @@ class Lines(Protocol):
             EOFError: if there are no more.
             KeyboardInterrupt: if what was being typed is to be forgotten.
         """
+
+    def unseen(self) -> AbstractContextManager[None]:
+        """While an answer is shown: what is typed meanwhile is kept for `next`, and does not get into the answer."""
 
 
 def whole(text: str) -> bool:
@@ -63,6 +71,10 @@ class PipedLines:
             text += "\n" + more.removesuffix("\n")
         return unwrapped(text)
 
+    def unseen(self) -> AbstractContextManager[None]:
+        """See `Lines`."""
+        return contextlib.nullcontext()
+
 
 class TypedLines:
     """Messages from a terminal. Enter sends, Alt-Enter begins a new line, the arrows go through the history.
@@ -76,7 +88,30 @@ class TypedLines:
 
     def next(self) -> str:
         """See `Lines`."""
-        return unwrapped(self._session.prompt())
+        # Ctrl-C is a key here. A signal that was on its way when an answer ended must not hit the prompt's own making.
+        before = signal.signal(signal.SIGINT, lambda *_: None)
+        try:
+            return unwrapped(self._session.prompt())
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    @contextlib.contextmanager
+    def unseen(self) -> Iterator[None]:
+        """See `Lines`."""
+        try:
+            import termios  # noqa: PLC0415 - not on every system
+        except ImportError:
+            yield
+            return
+        terminal = sys.stdin.fileno()
+        before = termios.tcgetattr(terminal)
+        quiet = list(before)
+        quiet[3] &= ~termios.ECHO
+        termios.tcsetattr(terminal, termios.TCSANOW, quiet)
+        try:
+            yield
+        finally:
+            termios.tcsetattr(terminal, termios.TCSANOW, before)
 
 
 def history_file() -> Path:

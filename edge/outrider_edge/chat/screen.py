@@ -15,7 +15,11 @@ from outrider_edge.session.events import Origin
 if TYPE_CHECKING:
     from outrider_edge.chat.answerer import Chunk
 
-_SUMS = ("drafted", "accepted", "cloud_steps", "saved_cloud_steps", "bytes_up", "bytes_down")
+# What is added up of the answers -> how /stats calls it. Origins are the device's view, these are the cloud's.
+_SUMS = {
+    "drafted": "drafts sent", "accepted": "of these accepted in time", "cloud_steps": "cloud steps",
+    "saved_cloud_steps": "cloud steps saved", "bytes_up": "bytes up", "bytes_down": "bytes down",
+}  # fmt: skip
 
 
 class Screen:
@@ -42,7 +46,11 @@ class Screen:
         """A new answer."""
         self.text = ""
         self._alone: list[str] = []
-        self._tokens, self._started, self._column = 0, time.monotonic(), False
+        self._started, self._column = time.monotonic(), False
+        self._last: Chunk = {}
+        self._trouble = ""
+        self._spent: dict[str, Any] = {}
+        self._told_tokens = 0
 
     def take(self, chunk: Chunk) -> None:
         """Show one chunk."""
@@ -51,20 +59,23 @@ class Screen:
             for choice in chunk["choices"]:
                 self._put(choice["delta"].get("content") or "", "default")
         for kind, say in (("reconnecting", "link lost"), ("offline", "offline")):
-            if kind in detail and not self._alone:
-                self._note(f"{say}: {detail[kind]}")
+            if kind in detail and not self._alone and self._trouble != (trouble := f"{say}: {detail[kind]}"):
+                self._trouble = trouble  # each try fails alike; once is enough
+                self._note(trouble)
         if "unverified" in detail:
             self._alone_told(detail["unverified"])
         if "retracted" in detail:
             self._retracted(detail["retracted"])
         if self.rich:
             self._told(detail.get("tokens") or [])
-        if "timings" in chunk:
-            self._ended(chunk)
-        self._sums["tokens"] += (chunk.get("usage") or {}).get("completion_tokens", 0)
+        self._spent = detail.get("totals") or self._spent
+        self._last = chunk if "timings" in chunk else self._last
+        if chunk.get("usage"):
+            self._ended(self._last, chunk["usage"]["completion_tokens"])
 
     def finish(self, note: str = "") -> None:
-        """The answer is over, or was left."""
+        """The answer is over, or was left; then what it cost so far counts, too."""
+        self._add(self._spent, self._told_tokens)
         if self._column:
             self._console.print()
         if note:
@@ -72,11 +83,11 @@ class Screen:
 
     def note(self, words: str) -> None:
         """Something that is no answer."""
-        self._notes.print(Text(harmless(words), "dim"), soft_wrap=True)
+        self._say(words, "dim")
 
     def problem(self, words: str) -> None:
         """Something that went wrong."""
-        self._notes.print(Text(harmless(words), "red"), soft_wrap=True)
+        self._say(words, "red")
 
     def hello(self, about: str) -> None:
         """The first lines."""
@@ -89,20 +100,21 @@ class Screen:
         sums, tokens = self._sums, self._sums["tokens"]
         rows: dict[str, Any] = {"answers": self._answers, "tokens": tokens}
         rows |= {MEANING[Origin(name)]: count for name, count in self._origins.most_common() if count}
-        rows |= {name.replace("_", " "): sums[name] for name in _SUMS}
+        rows |= {about: sums[name] for name, about in _SUMS.items()}
         if sums["cloud_steps"]:
             rows["tokens per cloud step"] = round(tokens / sums["cloud_steps"], 2)
         if self._seconds:
             rows["tokens per second"] = round(tokens / self._seconds, 1)
         rows |= {name: status[name] for name in ("draft", "cloud", "model", "rtt_ms") if status.get(name) is not None}
+        wide = max(map(len, rows))
         for name, value in rows.items():
-            self.note(f"{name:<22} {value}")
+            self.note(f"{name:<{wide}}  {value}")
 
     # ---- one answer -----------------------------------------------------------------------------------------------
 
     def _told(self, tokens: list[dict[str, Any]]) -> None:
         for token in tokens:
-            self._tokens += 1
+            self._told_tokens += 1
             self._origins[token["origin"]] += 1
             if self._alone:
                 # It stands there already, dim; that it is confirmed is told when all of them are, or when they are not.
@@ -128,19 +140,29 @@ class Screen:
         self._note(f"the cloud chose otherwise, {count} unverified tokens are taken back; what stands:")
         self._show(self.text + "".join(self._alone), "default")
 
-    def _ended(self, chunk: Chunk) -> None:
+    def _ended(self, chunk: Chunk, tokens: int) -> None:
         timings, seconds = chunk["timings"], time.monotonic() - self._started
-        self._answers, self._seconds = self._answers + 1, self._seconds + seconds
-        self._sums.update({name: timings[name] for name in _SUMS})
+        self._add(timings, tokens)
         if not self.rich:
             return
         steps = timings["cloud_steps"]
-        about = [f"{self._tokens} tokens", f"{self._tokens / seconds:.0f}/s" if seconds else ""]
+        about = [f"{tokens} tokens", f"{tokens / seconds:.0f}/s" if seconds else ""]
         if steps:
             about.append(f"{steps} cloud steps, {timings['accepted']} drafts accepted, {timings['bytes_up']} B up")
         if chunk.get("unverified"):
             about.append("no target confirmed the end of it")
         self._note(", ".join(part for part in about if part))
+
+    def _add(self, timings: dict[str, Any], tokens: int) -> None:
+        """Count an answer, once."""
+        if timings:
+            self._answers, self._seconds = self._answers + 1, self._seconds + time.monotonic() - self._started
+            self._sums.update({name: timings[name] for name in _SUMS} | {"tokens": tokens})
+        self._spent = {}
+
+    def _say(self, words: str, style: str) -> None:
+        # A pipe gets a line a note, a terminal one that breaks between words.
+        self._notes.print(Text(harmless(words), style), soft_wrap=not self._notes.is_terminal)
 
     def _put(self, text: str, style: str) -> None:
         self.text += text

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outrider_edge.chat.commands import ABOUT, PARAMETERS, body, parameter, read
-from outrider_shared.errors import OutriderError
+from outrider_shared.errors import ContextError, OutriderError
 
 if TYPE_CHECKING:
     from outrider_edge.chat.answerer import Answerer
@@ -61,6 +61,8 @@ class Talk:
             except OutriderError as error:
                 self.failed = True
                 self._screen.problem(str(error))
+                if isinstance(error, ContextError):
+                    self._screen.note("/reset forgets the conversation, so that there is room again")
             except KeyboardInterrupt:
                 self._screen.note("stopped")
 
@@ -68,8 +70,10 @@ class Talk:
         transcript, screen = self._transcript, self._screen
         transcript.ask(words)
         screen.begin()
+        asked = body(transcript.messages, self._parameters, details=screen.rich)
         try:
-            self._answerer.answer(body(transcript.messages, self._parameters, details=screen.rich), screen.take)
+            with self._lines.unseen():
+                self._answerer.answer(asked, screen.take)
         except KeyboardInterrupt:
             # What is there stays, so that the conversation can go on from it.
             transcript.answer(screen.text)

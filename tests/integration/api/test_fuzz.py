@@ -28,7 +28,7 @@ def test_requests_of_any_shape_end_in_a_meant_status(device):
             case.body.pop("max_completion_tokens", None)
         response = case.call(base_url=device.address, timeout=60)
         assert response.status_code in {200, 400, 401, 403, 404, 405, 413, 422, 429, 503}, response.text
-        assert "Traceback" not in response.text
+        assert "Traceback (most recent" not in response.text
 
     fuzz()
     assert "Traceback" not in device.output
