@@ -127,8 +127,9 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> Path:
         series.append(Series(name, shares, [each["tokens_per_step"] for each in cells], low, high))
     apart = [10 * row["as_target"]["tv"] for row in sizes]
     low, high = ([10 * row["as_target"]["tv_interval"][end] for row in sizes] for end in (0, 1))
-    series.append(Series("total variation to the target, x 10", shares, apart, low, high))
-    return draw_lines(path, series, title="The target pruned and healed", x="share of parameters that stays", y="")
+    series.append(Series("total variation to the target, 10 x", shares, apart, low, high))
+    upwards = "tokens per step; 10 x total variation"
+    return draw_lines(path, series, title="The target pruned and healed", x="share of parameters that stays", y=upwards)
 
 
 def _last(log: Path) -> dict[str, float]:

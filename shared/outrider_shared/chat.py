@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 
 def read_chat_template(folder: Path) -> str:
     """The chat template of a Hugging Face folder, with its special tokens bound; empty for a model without chat.
@@ -100,7 +102,7 @@ def check_template(template: str) -> None:
         raise ConfigError(f"line {error.lineno} of the chat template: {error.message}") from error
 
 
-def _environment() -> Any:
+def _environment() -> ImmutableSandboxedEnvironment:
     # Imported here: only chats need it, and the wire and the engine do not.
     from jinja2.ext import loopcontrols  # noqa: PLC0415
     from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415

@@ -96,6 +96,8 @@ def _write(model: nn.Module, folder: Path, beside: Path, dtype: torch.dtype) -> 
     config = json.loads((folder / "config.json").read_text())
     config["dtype"] = str(dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    for weights in folder.glob("*.safetensors"):  # safetensors makes files that their owner alone may read
+        weights.chmod((folder / "config.json").stat().st_mode)
     for name in _BESIDE:
         if (beside / name).is_file():
             shutil.copyfile(beside / name, folder / name)

@@ -39,6 +39,7 @@ def test_a_folder_reads_back_as_the_same_model(
     for key, wanted in model.state_dict().items():
         assert torch.equal(again.state_dict()[key], wanted.to(dtype)), key
     assert next(read_model(tmp_path / "model").parameters()).dtype == torch.float32
+    assert len({path.stat().st_mode for path in (tmp_path / "model").iterdir()}) == 1
 
 
 def test_weights_of_another_kind_are_refused():
