@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from outrider_shared.cli import TypedErrors
+from outrider_shared.errors import ConfigError
 from outrider_shared.files import check_writable
 
 if TYPE_CHECKING:
@@ -27,7 +28,32 @@ if TYPE_CHECKING:
 BUNDLED = "bundled"
 
 
+def _read_recipe(context: click.Context, _: click.Parameter, name: str) -> None:
+    """Lay a recipe's keys below the flags. Raises ConfigError."""
+    from outrider_cloud.train.settings import read_table  # noqa: PLC0415 - keeps `--help` quick
+
+    if not name:
+        return
+    flags = {option.lstrip("-").replace("-", "_"): each for each in context.command.params for option in each.opts}
+    for key, value in ((key.replace("-", "_"), value) for key, value in read_table(name).items()):
+        if key not in flags or key in {"config", "help", "json"}:
+            known = ", ".join(sorted(set(flags) - {"config", "help", "json"}))
+            raise ConfigError(f"the recipe has no {key}", hint=f"known: {known}")
+        if isinstance(value, dict) or isinstance(value, bool) != getattr(flags[key], "is_flag", False):
+            raise ConfigError(f"{key} is {value!r} in the recipe", hint="as the flag of that name takes it")
+        context.default_map = {**(context.default_map or {}), str(flags[key].name): value}
+
+
 @click.command("eval")
+@click.option(
+    "--config",
+    default="",
+    metavar="RECIPE",
+    is_eager=True,
+    expose_value=False,
+    callback=_read_recipe,
+    help="TOML file whose keys are the flags below, which override it; or the recipe that ships: bundled-eval.",
+)
 @click.option("--target", default=BUNDLED, show_default=True, help="Hugging Face folder, or 'bundled'.")
 @click.option(
     "--weights",

@@ -14,6 +14,7 @@ from outrider_cloud.train.options import DATA, SET, SKIP, TARGET, going_on, mode
 from outrider_pair.cli import typed_command
 from outrider_shared.cli import TypedErrors
 from outrider_shared.files import storage_errors
+from outrider_shared.packs import Precision
 
 if TYPE_CHECKING:
     from outrider_pair.curve import Curve
@@ -43,7 +44,7 @@ _TEMPERATURES = (0.0, 0.7, 1.0)
 )
 @click.option("--steps", "fit__steps", type=click.IntRange(1), help="Updates that heal each size.")
 @click.option("--prompts", "distil__prompts", type=click.IntRange(1), help="Texts that the target writes, for all.")
-@click.option("--precision", type=click.Choice(["fp32", "int8", "int4"]), help="Of the packs.")
+@click.option("--precision", type=click.Choice([str(each) for each in Precision]), help="Of the packs.")
 @click.option(
     "--requests",
     multiple=True,

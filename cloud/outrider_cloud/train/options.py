@@ -15,6 +15,7 @@ from rich.console import Console
 
 from outrider_shared.errors import ConfigError
 from outrider_shared.files import storage_errors
+from outrider_shared.packs import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,7 +51,7 @@ _DISTILLING = (
     STEPS,
     COMPILE,
     click.option("--prompts", "distil__prompts", type=click.IntRange(1), help="Texts that the target writes."),
-    click.option("--precision", type=click.Choice(["fp32", "int8", "int4"]), help="Of the pack."),
+    click.option("--precision", type=click.Choice([str(each) for each in Precision]), help="Of the pack."),
     SET,
     SKIP,
     FORCE,

@@ -140,17 +140,20 @@ def recipe_path(name: str) -> Path:
     return found
 
 
+def read_table(name: str) -> dict[str, Any]:
+    """What a recipe's file says. Raises ConfigError."""
+    path = recipe_path(name)
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is no TOML: {error}") from error
+
+
 def read_recipe(kind: type[Made], name: str, overrides: dict[str, Any]) -> Made:
     """Read a recipe (none for an empty name) and lay overrides, by dotted key, over it. Raises ConfigError."""
-    table: dict[str, Any] = {}
-    if name:
-        path = recipe_path(name)
-        try:
-            table = tomllib.loads(path.read_text("utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from error
-        except ValueError as error:
-            raise ConfigError(f"{path} is no TOML: {error}") from error
+    table = read_table(name) if name else {}
     for key, value in overrides.items():
         *path_to, last = key.split(".")
         inner = table

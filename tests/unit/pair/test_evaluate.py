@@ -133,6 +133,32 @@ def test_written_figures_are_in_the_manifest_and_steer_the_device(pack):
         CliRunner().invoke(evaluate, [*arguments, "--weights", "int8"], catch_exceptions=False)
 
 
+def test_a_recipe_lies_below_the_flags(tmp_path):
+    recipe = tmp_path / "eval.toml"
+    recipe.write_text('data = ["bundled"]\nlimit = 1\ntemperature = [0.7]\nmax-tokens = 9\nseed = 5\n')
+    ran = CliRunner().invoke(evaluate, ["--config", str(recipe), "--seed", "6", "--json"], catch_exceptions=False)
+    figures = json.loads(ran.stdout)
+    assert (figures["requests"], figures["temperature"]) == (1, 0.7)
+    assert (figures["settings"]["max_tokens"], figures["settings"]["seed"]) == (9, 6)
+
+
+def test_a_wrong_recipe_is_told_by_key(tmp_path):
+    recipe = tmp_path / "eval.toml"
+    for text, told in (("limits = 1\n", "no limits"), ("limit = true\n", "limit is True"), ("[data]\n", "data is {}")):
+        recipe.write_text(text)
+        with pytest.raises(ConfigError, match=told):
+            CliRunner().invoke(evaluate, ["--config", str(recipe)], catch_exceptions=False)
+    recipe.write_text('limit = "x"\n')
+    ran = CliRunner().invoke(evaluate, ["--config", str(recipe)], catch_exceptions=False)
+    assert ran.exit_code == 2
+    assert "'x' is not a valid integer" in ran.output
+
+
+def test_the_recipe_that_ships_is_read():
+    with pytest.raises(ConfigError, match=r"held-out/smart-home\.jsonl cannot be read"):
+        CliRunner().invoke(evaluate, ["--config", "bundled-eval"], catch_exceptions=False)
+
+
 def test_a_pack_for_another_target_is_refused_before_anything_runs(tiny_folder):
     with pytest.raises(MismatchError, match="a draft for another target"):
         load_pair(str(tiny_folder), [bundled_pack()])

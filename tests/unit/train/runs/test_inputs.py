@@ -108,7 +108,7 @@ def test_a_recipe_without_steps_has_those_of_its_kind():
 
 
 def test_an_unknown_recipe_names_those_that_there_are():
-    with pytest.raises(ConfigError, match="bundled-draft, bundled-further, bundled-target, own-samples"):
+    with pytest.raises(ConfigError, match="bundled-draft, bundled-eval, bundled-further, bundled-target, own"):
         read_recipe(DraftRecipe, "mine", {})
 
 
