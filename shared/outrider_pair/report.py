@@ -22,7 +22,7 @@ _STYLE = (
     "h1{font-size:1.5rem;line-height:1.25}h2{font-size:1.1rem;margin-top:2rem}"
     ".wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}"
     "td,th{padding:.2rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}"
-    "th{vertical-align:bottom;font-weight:600}"
+    "th{vertical-align:bottom;font-weight:600;white-space:normal}"
     "td:first-child,th:first-child{text-align:left;padding-left:0;position:sticky;left:0;background:var(--page)}"
     "small,figcaption,.machine{color:var(--faint);font-size:.85em}"
     ".plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(24rem,100%),1fr));gap:1.2rem}"
@@ -125,7 +125,10 @@ def _predictors(pack: dict[str, Any], path: Path) -> Path:
 
 
 def _pass_times(packs: list[dict[str, Any]], path: Path) -> Path:
-    series = [Series(p["precision"], [int(rows) for rows in p["pass_us"]], list(p["pass_us"].values())) for p in packs]
+    series = [
+        Series(_named(p, {"packs": packs}), [int(rows) for rows in p["pass_us"]], list(p["pass_us"].values()))
+        for p in packs
+    ]
     return draw_lines(path, series, title="Time of a draft pass", x="rows", y="microseconds")
 
 
@@ -145,7 +148,7 @@ def _page(result: dict[str, Any], plots: list[tuple[str, Path]]) -> str:
         "<h2>Acceptance</h2>",
         _acceptance(result),
         _ratios(result["against"]),
-        "<h2>Plots</h2><div class=plots>",
+        f"<h2>Plots{'' if len(result['packs']) == 1 else f', of {_text(_named(pack, result))}'}</h2><div class=plots>",
         *(_image(path, told) for told, path in plots),
         "</div><h2>Place by place</h2>",
         _places(result),
@@ -182,7 +185,7 @@ def _acceptance(result: dict[str, Any]) -> str:
     """A line for each kind of drafts, a column for each domain."""
     domains = list(result["packs"][0]["acceptance"][0]["domains"])
     rows = [
-        [f"{pack['precision']}, {cell['shape']}, T = {cell['temperature']:g}"]
+        [f"{_named(pack, result)}, {cell['shape']}, T = {cell['temperature']:g}"]
         + [_Figure(cell["domains"][domain]) for domain in domains]
         for pack in result["packs"]
         for cell in pack["acceptance"]
@@ -198,7 +201,7 @@ def _ratios(against: dict[str, Any] | None) -> str:
     rows = [
         [r["pack"], r["shape"], f"{r['temperature']:g}", f"{r['ratio']:.3f}", "{:.3f} to {:.3f}".format(*r["interval"])]
         for r in against["ratios"]
-        if r["pack"] != against["base"]
+        if r["number"] != against["base_number"]
     ]
     title = f"<h2>Against {_text(against['base'])}, same requests and noise</h2>"
     return title + _table(["pack", "drafts", "T", "tokens/step, ratio", "95 %"], rows)
@@ -206,7 +209,7 @@ def _ratios(against: dict[str, Any] | None) -> str:
 
 def _places(result: dict[str, Any]) -> str:
     rows = [
-        [pack["precision"], t, each["places"],
+        [_named(pack, result), t, each["places"],
          f"{each['tv']:.4f}", f"{each['accepted']:.3f}", f"{each['among_two']:.3f}",
          *("-" if value is None else f"{value:.3f}" for value in each["auc"].values())]
         for pack in result["packs"] for t, each in pack["temperatures"].items()
@@ -227,7 +230,7 @@ def _places(result: dict[str, Any]) -> str:
 
 def _bits(result: dict[str, Any]) -> str:
     rows = [
-        [pack["precision"], domain, each["text"], f"{each['draft']:.3f}", f"{each['target']:.3f}",
+        [_named(pack, result), domain, each["text"], f"{each['draft']:.3f}", f"{each['target']:.3f}",
          f"{each['nats_per_token']['draft']:.3f}", f"{each['nats_per_token']['target']:.3f}"]
         for pack in result["packs"]
         for domain, each in pack["bits_per_byte"].items()
@@ -243,6 +246,17 @@ class _Figure(dict[str, Any]):
         low, high = self["interval"]
         accepted = f"{self['accepted_of_drafted']:.0%}"
         return f"{self['tokens_per_step']:.2f} <small>{low:.2f} to {high:.2f}, {accepted}</small>"
+
+
+def _named(pack: dict[str, Any], result: dict[str, Any]) -> str:
+    """What tells a pack from the others: its precision, beside several of one precision its name and place, too."""
+    packs = result["packs"]
+    alike = [each for each in packs if each["precision"] == pack["precision"]]
+    if len(alike) == 1:
+        return str(pack["precision"])
+    same = [each for each in alike if each["name"] == pack["name"]]
+    place = f" ({next(i for i, each in enumerate(packs, 1) if each is pack)})" if len(same) > 1 else ""
+    return f"{pack['name']} {pack['precision']}{place}"
 
 
 def _table(heads: list[str], rows: list[list[Any]]) -> str:

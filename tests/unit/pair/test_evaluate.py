@@ -102,6 +102,8 @@ def test_the_page_holds_its_plots_and_the_folder_every_key(result):
     page = (folder / "report.html").read_text("utf-8")
     assert page.count("data:image/png;base64,") == len(list(folder.glob("*.png"))) == 5
     assert "http" not in page
+    assert page.count("1.000 to 1.000") == 4  # the second pack against the first, of the same name
+    assert "bundled int8 (2), tree, T = 1<" in page
     assert json.loads((folder / "report.json").read_text()) == figures
 
 
