@@ -121,8 +121,8 @@ class ReplayRun:
             raise ConfigError(
                 f"{self.before} holds no samples of {self.target}, and without texts like those that the draft learned "
                 "from it would forget them",
-                hint="--data, as of `outrider train draft` (of the bundled pair with --set data.source=smart-home), "
-                "or --set data.source=nothing to let the target write from its first token on",
+                hint="--data, as of `outrider train draft`, for the bundled pair with --set data.source=smart-home; or "
+                "--set data.source=nothing, which lets the target write from its first token on",
             )
         counted = self.source.count()
         needed = preflight.distillation_bytes(distil, longest, config.vocab_size)
