@@ -1,4 +1,4 @@
-"""Threads interleaved at random, every access watched: the kernels' barriers are enough, and each of them is needed.
+"""Threads interleaved at random, every access watched: barriers are enough and each is needed, and tensors have ends.
 
 With OUTRIDER_KERNEL_RACES set to a seed all of the kernels' tests run so, and here every barrier is taken out in turn.
 """
@@ -150,6 +150,16 @@ def test_queries_that_lie_anywhere_are_read_aligned(host, racing, monkeypatch, d
     monkeypatch.setattr(torch.Tensor, "clone", lambda self, **_: self)
     with pytest.raises(InternalError, match="an access that is not aligned"):
         plan.attend(apart.transpose(0, 1), pool, 0, spec, None)
+
+
+def test_an_access_beyond_a_tensor_is_told(cache, monkeypatch):
+    """One value behind the end of a row's weights, which memory of nobody or of somebody else follows."""
+    text = Variant.text
+    broken = ("(weight + i)", "(weight + i + 2)")
+    assert broken[0] in layers_variant(BF16).text()
+    monkeypatch.setattr(Variant, "text", lambda self: text(self).replace(*broken))
+    with pytest.raises(InternalError, match="none of the kernel's tensors"):
+        norm(HostLauncher(cache, races=1))
 
 
 def test_a_barrier_that_some_threads_do_not_reach_is_told(cache, monkeypatch):

@@ -4,7 +4,7 @@
 namespace host {
 
 SHIM inline unsigned lane() { return current->thread % 32; }
-SHIM inline Exchange& exchange() { return exchanges[current->block * ((threads + 31) / 32) + current->thread / 32]; }
+SHIM inline Exchange& exchange() { return exchange_start[current->block * ((threads + 31) / 32) + current->thread / 32]; }
 
 // Gives `value` to the warp; afterwards peer(lane) reads what the others gave.
 template <class T>
@@ -25,7 +25,7 @@ SHIM T taken(const Exchange* from, unsigned turn, unsigned lane) {
 
 }  // namespace host
 
-#define DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(host::shared_of(host::current->block))
+#define DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(host::own_shared())
 
 SHIM inline void __syncthreads() {
   host::wait(host::State::AtBlock);

@@ -57,6 +57,7 @@ struct Fiber {
   State state = State::Ready;
   unsigned thread = 0, block = 0;
   unsigned warp_syncs = 0, block_syncs = 0, cluster_syncs = 0;  // passed so far
+  bool started = false;  // it is in the kernel's text
 };
 
 struct Exchange {
@@ -67,6 +68,11 @@ struct Exchange {
 inline std::vector<Fiber> fibers;
 inline std::vector<Exchange> exchanges;
 inline std::vector<std::vector<unsigned char>> shared;
+// Where each begins, and the exchanges: for threads, which are not to be seen within a vector's own text.
+constexpr unsigned kMostBlocks = 16;
+inline unsigned char* shared_start[kMostBlocks];
+inline size_t shared_size = 0;
+inline Exchange* exchange_start = nullptr;
 inline void* scheduler = nullptr;
 inline Fiber* current = nullptr;
 inline bool inside = false;  // a thread runs, not what schedules it
@@ -165,6 +171,7 @@ SHIM inline void prepare(Fiber& fiber, unsigned block, unsigned thread) {
   fiber.state = State::Ready;
   fiber.block = block;
   fiber.thread = thread;
+  fiber.started = false;
   fiber.warp_syncs = fiber.block_syncs = fiber.cluster_syncs = 0;
   auto top = reinterpret_cast<uintptr_t>(fiber.stack.get() + kStack) & ~uintptr_t(15);
   auto* slots = reinterpret_cast<void**>(top);
@@ -205,7 +212,7 @@ SHIM inline bool release_warp(unsigned first, unsigned count) {
 
 #ifndef OUTRIDER_RACES
 inline void note(const void*, size_t, Access) {}
-inline void start_launch(unsigned) {}
+inline void start_launch(unsigned, const uintptr_t*, size_t) {}
 inline void start_cluster(unsigned) {}
 inline void run_ready(unsigned total) {  // warp by warp, in order
   for (unsigned b = 0; b < total; b += threads)
@@ -220,7 +227,7 @@ inline void run_ready(unsigned total) {  // warp by warp, in order
 inline unsigned place_of(unsigned index, unsigned) { return index; }
 #else
 void note(const void* at, size_t bytes, Access access);
-void start_launch(unsigned seed);
+void start_launch(unsigned seed, const uintptr_t* given, size_t count);
 void start_cluster(unsigned blocks);
 void run_ready(unsigned total);
 unsigned place_of(unsigned index, unsigned count);
@@ -254,23 +261,33 @@ SHIM inline void run_cluster(unsigned blocks) {
   }
 }
 
-// `arguments` as for cuLaunchKernel: one pointer to the value of each parameter. Returns what went wrong, or null.
+// `arguments` as for cuLaunchKernel: one pointer to the value of each parameter; `given` are first and last address of
+// each of the `count` tensors among them. Returns what went wrong, or null.
 template <class... A, size_t... I>
 SHIM const char* launch(void (*kernel)(A...), const unsigned* shape, unsigned cluster, size_t shared_bytes, void** arguments,
-                        unsigned seed, std::index_sequence<I...>) {
+                        unsigned seed, const uintptr_t* given, size_t count, std::index_sequence<I...>) {
   gridDim = {shape[0], shape[1], shape[2]};
   blockDim = {shape[3], 1, 1};
   threads = shape[3];
-  body = [=] { kernel(*reinterpret_cast<std::remove_reference_t<A>*>(arguments[I])...); };
+  body = [=]() SHIM {
+    current->started = true;
+    kernel(*reinterpret_cast<std::remove_reference_t<A>*>(arguments[I])...);
+  };
   if (fibers.size() < cluster * threads) fibers.resize(cluster * threads);
   exchanges.assign(cluster * ((threads + 31) / 32), Exchange{});  // a launch that failed left turns apart
+  exchange_start = exchanges.data();
+  shared_size = shared_bytes;
   shared.resize(cluster);
   failure.clear();
-  start_launch(seed);
+  start_launch(seed, given, count);
   const unsigned clusters = gridDim.x / cluster, all = clusters * gridDim.y * gridDim.z;
   for (unsigned index = 0; index < all && failure.empty(); ++index) {
     const unsigned place = place_of(index, all);
-    for (auto& memory : shared) memory.assign(shared_bytes + 16, kPoison);
+    for (unsigned b = 0; b < cluster; ++b) {
+      shared[b].assign(shared_bytes + 16, kPoison);
+      const auto end = reinterpret_cast<uintptr_t>(shared[b].data() + 15);
+      shared_start[b] = reinterpret_cast<unsigned char*>(end & ~uintptr_t(15));
+    }
     std::memset(__start_outrider_shared, kPoison, __stop_outrider_shared - __start_outrider_shared);
     first_block = place % clusters * cluster;
     blockIdx = {first_block, place / clusters % gridDim.y, place / clusters / gridDim.y};
@@ -282,18 +299,17 @@ SHIM const char* launch(void (*kernel)(A...), const unsigned* shape, unsigned cl
 
 template <class... A>
 SHIM const char* launch_any(void (*kernel)(A...), const unsigned* shape, unsigned cluster, size_t shared_bytes,
-                            void** arguments, unsigned seed) {
-  return launch(kernel, shape, cluster, shared_bytes, arguments, seed, std::index_sequence_for<A...>{});
+                            void** arguments, unsigned seed, const uintptr_t* given, size_t count) {
+  return launch(kernel, shape, cluster, shared_bytes, arguments, seed, given, count, std::index_sequence_for<A...>{});
 }
 
-SHIM inline unsigned char* shared_of(unsigned block) {
-  auto address = reinterpret_cast<uintptr_t>(shared[block].data());
-  return reinterpret_cast<unsigned char*>((address + 15) & ~uintptr_t(15));
-}
+SHIM inline unsigned char* shared_of(unsigned block) { return shared_start[block]; }
+SHIM inline unsigned char* own_shared() { return shared_of(current->block); }
 
 }  // namespace host
 
-#define EXPORT_KERNEL(kernel, cluster)                                                                                  \
-  extern "C" const char* run_##kernel(const unsigned* shape, size_t shared_bytes, void** arguments, unsigned seed) {    \
-    return host::launch_any(kernel, shape, cluster, shared_bytes, arguments, seed);                                     \
+#define EXPORT_KERNEL(kernel, cluster)                                                                              \
+  extern "C" const char* run_##kernel(const unsigned* shape, size_t shared_bytes, void** arguments, unsigned seed,  \
+                                      const uintptr_t* given, size_t count) {                                       \
+    return host::launch_any(kernel, shape, cluster, shared_bytes, arguments, seed, given, count);                   \
   }

@@ -32,7 +32,7 @@ class HostLauncher:
     Args:
         cache: Folder of compiled modules; by default `outrider/kernels` in the user's cache.
         races: Run the threads of a block interleaved in a random order, of which this is the seed, and refuse accesses
-            that no barrier orders. Much slower.
+            that no barrier orders, that are not aligned, or lie beyond all tensors. Much slower.
         shared_bytes: Shared memory of a block, as some card has it; by default a Hopper's.
 
     Raises:
@@ -64,14 +64,18 @@ class HostLauncher:
         """Run a kernel to its end; see `Launcher`.
 
         Raises:
-            InternalError: if its threads wait for each other in vain, or race.
+            InternalError: if its threads wait for each other in vain; with `races`, if they do what these tell.
         """
         values = [_value(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         shape = (ctypes.c_uint * 4)(*grid, threads)
         run = getattr(self._module(variant), f"run_{kernel}")
         run.restype = ctypes.c_char_p
-        wrong = run(shape, ctypes.c_size_t(shared_bytes), pointers, ctypes.c_uint(self._races or 0))
+        given = [end for argument in arguments if isinstance(argument, torch.Tensor) for end in _ends(argument)]
+        wrong = run(
+            shape, ctypes.c_size_t(shared_bytes), pointers, ctypes.c_uint(self._races or 0),
+            (ctypes.c_size_t * len(given))(*given), ctypes.c_size_t(len(given) // 2),
+        )  # fmt: skip
         if wrong is not None:
             raise InternalError(f"{kernel} of {variant.name} on the host: {wrong.decode()}")
 
@@ -106,6 +110,15 @@ class HostLauncher:
                     raise InternalError(f"{variant.name} does not compile for the host: {done.stderr[:2000]}")
             partial.replace(built)
         return built
+
+
+def _ends(tensor: torch.Tensor) -> tuple[int, int]:
+    """Addresses of a tensor's first and last byte."""
+    first = tensor.data_ptr()
+    if tensor.numel() == 0:
+        return first + 1, first  # none
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return first, first + (last + 1) * tensor.element_size() - 1
 
 
 def _value(argument: Argument) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_int32 | ctypes.c_float:

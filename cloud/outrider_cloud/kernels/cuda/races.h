@@ -4,8 +4,8 @@
 // place of that library. Two accesses to one place, by two threads and not both reads or both atomic, are a race unless a
 // barrier that both threads pass lies between them: of the block, of the cluster, or __syncwarp for lanes of one warp.
 // Of shared memory all are held to that, whatever order they happened in; of other memory each access is held to the last
-// write, so there one of two orders shows it. Clusters run one after the other, in a random order. An access whose address
-// is not a multiple of its size is an error, as it is on a card.
+// write, so there one of two orders shows it. Clusters run one after the other, in a random order. Errors are, as on a
+// card, an access whose address is not a multiple of its size, and one to memory that is none of the kernel's tensors.
 #pragma once
 #include <unordered_map>
 
@@ -24,6 +24,7 @@ constexpr unsigned kPreempted = 8;  // one access in so many
 inline std::vector<std::vector<Cell>> shadows;  // of each block's dynamic shared memory
 inline std::vector<Cell> static_shadow;
 inline std::unordered_map<uintptr_t, Mark> written;  // other memory, by two bytes
+inline std::vector<uintptr_t> tensors;  // first and last address of each
 inline std::vector<unsigned> order, ended;  // of clusters; threads of each block
 inline unsigned cluster_number = 0, random_state = 1;
 inline bool busy = false;  // within the detector
@@ -35,7 +36,19 @@ SHIM inline unsigned random_below(unsigned bound) {
   return random_state % bound;
 }
 
-SHIM inline void start_launch(unsigned seed) {
+extern "C" unsigned char __ehdr_start[] __attribute__((visibility("hidden")));  // of this module: its constants
+extern "C" unsigned char _end[] __attribute__((visibility("hidden")));
+
+SHIM inline bool is_given(uintptr_t at, size_t bytes) {
+  for (size_t i = 0; i < tensors.size(); i += 2)
+    if (at >= tensors[i] && at + bytes - 1 <= tensors[i + 1]) return true;
+  for (const dim3* place : {&threadIdx, &blockIdx, &blockDim, &gridDim})
+    if (at - reinterpret_cast<uintptr_t>(place) < sizeof(dim3)) return true;
+  return at >= reinterpret_cast<uintptr_t>(__ehdr_start) && at < reinterpret_cast<uintptr_t>(_end);
+}
+
+SHIM inline void start_launch(unsigned seed, const uintptr_t* given, size_t count) {
+  tensors.assign(given, given + 2 * count);
   random_state = seed * 2654435761u + 1;
   if (random_state == 0) random_state = 1;
   written.clear();
@@ -111,7 +124,7 @@ SHIM inline const char* look_at(uintptr_t at, size_t bytes, const Mark& now, Acc
   std::vector<Cell>* cells = at < reinterpret_cast<uintptr_t>(__stop_outrider_shared) && at >= statics ? &static_shadow : nullptr;
   for (size_t b = 0; b < shadows.size() && cells == nullptr; ++b) {
     offset = at - reinterpret_cast<uintptr_t>(shared_of(b));
-    if (offset >= shared[b].size()) continue;
+    if (offset >= shared_size) continue;
     if (ended[b] == threads) return "an access to the shared memory of a block that has ended";
     cells = &shadows[b];
   }
@@ -121,6 +134,7 @@ SHIM inline const char* look_at(uintptr_t at, size_t bytes, const Mark& now, Acc
       wrong = look((*cells)[i], now, access);
     return wrong;
   }
+  if (!is_given(at, bytes)) return "an access to memory that is none of the kernel's tensors";
   for (uintptr_t half = at / 2; half <= (at + bytes - 1) / 2; ++half) {
     auto found = written.find(half);
     if (found != written.end() && races(found->second, now))
@@ -132,7 +146,7 @@ SHIM inline const char* look_at(uintptr_t at, size_t bytes, const Mark& now, Acc
 
 SHIM inline void note(const void* address, size_t bytes, Access access) {
   const auto at = reinterpret_cast<uintptr_t>(address);
-  if (!inside || busy) return;
+  if (!inside || busy || !current->started) return;
   busy = true;  // what follows is instrumented in part
   const char* wrong = nullptr;
   if (at - reinterpret_cast<uintptr_t>(current->stack.get()) >= kStack) {
@@ -147,7 +161,7 @@ SHIM inline void note(const void* address, size_t bytes, Access access) {
 }
 
 SHIM inline void note_aligned(const void* address, size_t bytes, Access access) {
-  if (inside && !busy && reinterpret_cast<uintptr_t>(address) % bytes) die("an access that is not aligned");
+  if (inside && !busy && current->started && reinterpret_cast<uintptr_t>(address) % bytes) die("an access that is not aligned");
   note(address, bytes, access);
 }
 
