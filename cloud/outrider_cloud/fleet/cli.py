@@ -16,8 +16,9 @@ from outrider_cloud.fleet import broker as mosquitto
 from outrider_cloud.fleet.artifacts.publish import publish, read_golden
 from outrider_cloud.fleet.config import ControllerConfig, ServeConfig
 from outrider_cloud.fleet.demo.cli import demo
-from outrider_cloud.fleet.home import FleetHome, Settings
+from outrider_cloud.fleet.home import ADMIN_TOKEN, FleetHome, Settings
 from outrider_cloud.fleet.operate import COMMANDS, Client, client_options
+from outrider_cloud.fleet.people import PEOPLE
 from outrider_cloud.fleet.revoke import revoke
 from outrider_cloud.fleet.simulate.behaviour import Behaviour, Draft
 from outrider_cloud.fleet.simulate.run import Plan, simulate
@@ -99,13 +100,13 @@ def revoke_command(client: Client, *, names: tuple[str, ...], as_json: bool) -> 
 def _forgotten(client: Client, name: str) -> str:
     """What the service made of it; that it is away undoes nothing."""
     try:
-        client.call("DELETE", f"/devices/{quote(name)}")
+        client.call("DELETE", f"/devices/{quote(name, safe='')}")
     except OutriderError as error:
         return f"the service was not told: {error.message}"
     return "the service has forgotten it"
 
 
-for _command in (*COMMANDS, demo):
+for _command in (*COMMANDS, *PEOPLE, demo):
     fleet.add_command(_command)
 
 
@@ -134,7 +135,9 @@ def serve_command(*, dsn: str, admin_host: str, admin_port: int, keep_days: floa
     from outrider_cloud.fleet.serve import serve  # noqa: PLC0415 - the service is slow to import
 
     config = ServeConfig(dsn, admin_host, admin_port, ControllerConfig(keep_days=keep_days))
-    asyncio.run(_until_ended(serve(FleetHome(folder), config)))
+    token = folder / ADMIN_TOKEN
+    ready = lambda page: click.echo(f"serving {page} (page and API; the first token lies in {token})")  # noqa: E731
+    asyncio.run(_until_ended(serve(FleetHome(folder), config, ready)))
 
 
 async def _until_ended(work: Coroutine[Any, Any, None]) -> None:

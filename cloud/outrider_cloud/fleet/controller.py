@@ -28,7 +28,7 @@ from outrider_cloud.fleet.rollout.decide import decide
 from outrider_cloud.fleet.rollout.evidence import Window
 from outrider_cloud.fleet.rollout.spec import Spec
 from outrider_cloud.fleet.rollout.states import RolloutState
-from outrider_shared.errors import OutriderError, UnavailableError
+from outrider_shared.errors import OutriderError, StorageError, UnavailableError
 from outrider_shared.fleet.messages import Info, Reported, Telemetry, UpdateStatus
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class Controller:
         self.config = config or ControllerConfig()
         self.counters = Counters()
         self._live: dict[str, _Live] = {}
+        self._faults: dict[str, str] = {}  # of roll-outs, as told
         self._lock = asyncio.Lock()
         self._changed = asyncio.Condition()
         self._next_sweep, self._births = 0.0, 0
@@ -179,9 +180,26 @@ class Controller:
         for gone in self._live.keys() - {row.id for row in rows if row.state == RolloutState.RUNNING}:
             del self._live[gone]
         for row in rows:
-            with self.database.transaction() as connection:
-                moved |= self._round(connection, row.id, now)
+            try:
+                with self.database.transaction() as connection:
+                    moved |= self._round(connection, row.id, now)
+            except StorageError:
+                raise
+            except Exception as error:  # noqa: BLE001 - of one roll-out; the others go on
+                self._faulty(row.id, error)
+            else:
+                self._faults.pop(row.id, None)
         return moved
+
+    def _faulty(self, name: str, error: Exception) -> None:
+        """Tell it once, where the operator looks."""
+        said = f"a fault of the service: {type(error).__name__}: {error}"[:1000]
+        if self._faults.get(name) == said:
+            return
+        self._faults[name] = said
+        _log.error("fleet_rollout_faulty", rollout=name, exc_info=error)
+        with self.database.transaction() as connection:
+            rollouts.change(connection, name, waits_for=said)
 
     def _round(self, connection: Connection, name: str, now: float) -> bool:
         row = rollouts.load(connection, name)
@@ -272,6 +290,8 @@ class Controller:
                 _log.info("fleet_broker_away", hint="desired states wait in the registry")
             except OutriderError as error:
                 _log.error("fleet_round_failed", code=error.code, reason=error.message)
+            except Exception:  # noqa: BLE001 - a defect; what it was about may be over next time
+                _log.exception("fleet_round_failed")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._due.wait(), self.config.tick_s)
 

@@ -25,11 +25,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from outrider_cloud.fleet import broker, pki
 from outrider_cloud.fleet.artifacts.repository import Repository
 from outrider_cloud.fleet.plane import CONTROLLER
-from outrider_shared.errors import ConfigError
+from outrider_shared.errors import ConfigError, ProtocolError
 from outrider_shared.fleet.mqtt import MqttConfig
 from outrider_shared.fleet.signed import Signer
 from outrider_shared.fleet.topics import check_tenant
-from outrider_shared.ids import parse_device_id
+from outrider_shared.ids import DeviceId, parse_device_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -191,10 +191,9 @@ class FleetHome:
         """Make the folder of one device.
 
         Raises:
-            ProtocolError: if the name is malformed.
-            ConfigError: if the device exists.
+            ConfigError: if the name is malformed, or the device exists.
         """
-        name = parse_device_id(device)
+        name = _device(device)
         folder = self.device_folder(name)
         if folder.exists():
             raise ConfigError(f"device {device!r} exists in {folder}", hint="take another name, or use that folder")
@@ -217,7 +216,7 @@ class FleetHome:
         Raises:
             ConfigError: if there is no such device here, or the authority's key is not.
         """
-        folder = self.device_folder(parse_device_id(device))
+        folder = self.device_folder(_device(device))
         try:
             certificate = (folder / "device.pem").read_bytes()
         except OSError as error:
@@ -275,6 +274,14 @@ def _pem(key: Ed25519PrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+
+
+def _device(name: str) -> DeviceId:
+    """A name that somebody typed."""
+    try:
+        return parse_device_id(name)
+    except ProtocolError as error:
+        raise ConfigError(error.message, hint=error.hint) from None
 
 
 def _secret(path: Path, data: bytes) -> None:

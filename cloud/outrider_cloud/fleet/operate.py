@@ -14,7 +14,7 @@ from rich.table import Table
 
 from outrider_cloud.fleet.home import ADMIN_TOKEN
 from outrider_shared.cli import TypedErrors
-from outrider_shared.errors import ConfigError, OutriderError, UnavailableError
+from outrider_shared.errors import ConfigError, InputError, OutriderError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,9 +65,20 @@ class Client:
         except json.JSONDecodeError:
             raise UnavailableError(f"{self._url} answered HTTP {answer.status}, not as a fleet service") from None
         if answer.status >= 400:
-            said = told.get("error", {})
-            raise OutriderError(said.get("message", f"HTTP {answer.status}"), hint=said.get("hint", ""))
+            unnamed = {"message": f"the service has nothing at {verb} {path} (HTTP {answer.status})"}
+            raise _said(told.get("error", unnamed), answer.status)
         return told
+
+
+def _said(error: dict[str, str], status: int) -> OutriderError:
+    """The error that the service meant."""
+    kinds, known = [OutriderError], dict[str, type[OutriderError]]()
+    while kinds:
+        kind = kinds.pop()
+        known[kind.code] = kind
+        kinds += kind.__subclasses__()
+    found = known.get(error.get("code", ""), InputError if status < 500 else OutriderError)
+    return found(error["message"], hint=error.get("hint", ""))
 
 
 def client_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -124,7 +135,7 @@ def list_devices(client: Client, *, group: str, search: str, limit: int, as_json
 @client_options
 def show_device(client: Client, *, name: str, as_json: bool) -> None:
     """What a device is and is to be."""
-    show(client.call("GET", f"/devices/{quote(name)}"), None, "", as_json=as_json)
+    show(client.call("GET", f"/devices/{part(name)}"), None, "", as_json=as_json)
 
 
 @device.command("set")
@@ -134,8 +145,8 @@ def show_device(client: Client, *, name: str, as_json: bool) -> None:
 @client_options
 def configure(client: Client, *, settings: tuple[str, ...], name: str, group: str, as_json: bool) -> None:
     """Change SETTINGS (KEY=VALUE): telemetry_s, bandwidth_bytes_s, window, probation_requests, probation_s, ..."""
-    config = {key: _value(value) for key, value in map(_pair, settings)}
-    path = f"/devices/{quote(name)}/config" if name else f"/config?group={quote(group)}"
+    config = {key: _value(value) for key, value in map(pair, settings)}
+    path = f"/devices/{part(name)}/config" if name else f"/config?group={quote(group)}"
     show(client.call("PATCH", path, config), None, "", as_json=as_json)
 
 
@@ -159,8 +170,8 @@ def list_groups(client: Client, *, as_json: bool) -> None:
 @client_options
 def set_group(client: Client, *, name: str, members: tuple[str, ...], labels: tuple[str, ...], as_json: bool) -> None:
     """Make or replace group NAME of MEMBERS, or of all that carry the labels."""
-    body = {"members": list(members), "labels": dict(map(_pair, labels))}
-    show(client.call("PUT", f"/groups/{quote(name)}", body), None, "", as_json=as_json)
+    body = {"members": list(members), "labels": dict(map(pair, labels))}
+    show(client.call("PUT", f"/groups/{part(name)}", body), None, "", as_json=as_json)
 
 
 @click.group(cls=TypedErrors)
@@ -231,10 +242,10 @@ def create_rollout(
         parts = [{"percent": float(part), "soak_s": soak_s} for part in stages.split(",")]
     except ValueError:
         raise ConfigError(f"--stages {stages!r} is not a list of numbers such as 5,25,100") from None
-    body = {"name": name, "target": target, "stages": parts, "gates": {k: _value(v) for k, v in map(_pair, gates)}}
+    body = {"name": name, "target": target, "stages": parts, "gates": {k: _value(v) for k, v in map(pair, gates)}}
     told = client.call("POST", "/rollouts", body | spec)
     if start:
-        told = client.call("POST", f"/rollouts/{quote(name)}/submit")
+        told = client.call("POST", f"/rollouts/{part(name)}/submit")
     show(told, [told], "id state stage stage_state reason", as_json=as_json)
 
 
@@ -251,7 +262,7 @@ def list_rollouts(client: Client, *, as_json: bool) -> None:
 @client_options
 def show_rollout(client: Client, *, name: str, as_json: bool) -> None:
     """Stages, evidence and what happened."""
-    show(client.call("GET", f"/rollouts/{quote(name)}"), None, "", as_json=as_json)
+    show(client.call("GET", f"/rollouts/{part(name)}"), None, "", as_json=as_json)
 
 
 def _verb(verb: str, about: str) -> None:
@@ -259,7 +270,7 @@ def _verb(verb: str, about: str) -> None:
     @click.argument("name")
     @client_options
     def act(client: Client, *, name: str, as_json: bool) -> None:
-        told = client.call("POST", f"/rollouts/{quote(name)}/{verb}")
+        told = client.call("POST", f"/rollouts/{part(name)}/{verb}")
         show(told, [told], "id state stage stage_state reason", as_json=as_json)
 
 
@@ -279,7 +290,7 @@ for _name, _about in (
 @client_options
 def approve(client: Client, *, name: str, deny: bool, as_json: bool) -> None:
     """Agree to NAME, or to its next stage."""
-    told = client.call("POST", f"/rollouts/{quote(name)}/approval/decision", {"deny": deny})
+    told = client.call("POST", f"/rollouts/{part(name)}/approval/decision", {"deny": deny})
     show(told, [told], "id state stage stage_state reason", as_json=as_json)
 
 
@@ -298,43 +309,22 @@ def approve(client: Client, *, name: str, deny: bool, as_json: bool) -> None:
 def command(client: Client, *, device_name: str, name: str, timeout_s: float, as_json: bool) -> None:
     """Tell DEVICE to do NAME now: ping, report, flush, restart-draft, collect-logs."""
     body = {"name": name, "timeout_s": timeout_s}
-    told = client.call("POST", f"/devices/{quote(device_name)}/commands", body, timeout_s + 5)
+    told = client.call("POST", f"/devices/{part(device_name)}/commands", body, timeout_s + 5)
     show(told, None, "", as_json=as_json)
 
 
-@click.command("token")
-@click.argument("name")
-@click.option(
-    "--role",
-    type=click.Choice(["viewer", "operator", "approver"]),
-    default="viewer",
-    show_default=True,
-    help="What it allows.",
-)
-@click.option("--days", type=click.FloatRange(0, min_open=True), help="How long it is good; by default for ever.")
-@click.option("--revoke", is_flag=True, help="Take it back instead.")
-@client_options
-def token(client: Client, *, name: str, role: str, days: float | None, revoke: bool, as_json: bool) -> None:
-    """Make a token for NAME and show it once, or revoke it."""
-    path = f"/tokens/{quote(name)}"
-    told = client.call("DELETE", path) if revoke else client.call("PUT", path, {"role": role, "days": days})
-    show(told, None, "", as_json=as_json)
+COMMANDS = (device, group, rollout, command)
 
 
-@click.command("audit")
-@click.option("--subject", default="", help="Only about this device or roll-out.")
-@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most so many.")
-@client_options
-def audit(client: Client, *, subject: str, limit: int, as_json: bool) -> None:
-    """Who did what, newest first."""
-    told = client.call("GET", f"/audit?subject={quote(subject)}&limit={limit}")
-    show(told, told["audit"], "at actor action subject detail", as_json=as_json)
+def part(name: str) -> str:
+    """A name as one part of an address."""
+    if not name:
+        raise ConfigError("a name is empty")
+    return quote(name, safe="")
 
 
-COMMANDS = (device, group, rollout, command, token, audit)
-
-
-def _pair(text: str) -> tuple[str, str]:
+def pair(text: str) -> tuple[str, str]:
+    """KEY=VALUE, as typed."""
     name, separator, value = text.partition("=")
     if not separator or not name:
         raise ConfigError(f"{text!r} is not KEY=VALUE")

@@ -34,7 +34,7 @@ from outrider_shared.fleet.mqtt import MqttBroker
 from outrider_shared.ids import DeviceId
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from starlette.types import ASGIApp
@@ -54,7 +54,10 @@ def open_registry(home: FleetHome, dsn: str = "") -> Database:
     Raises:
         ConfigError, StorageError: if it cannot be opened.
     """
-    database = Database(dsn or sqlite_url(home.folder / "fleet.db"))
+    file = home.folder / "fleet.db"
+    if not dsn:
+        file.touch(mode=0o600)  # webhooks' secrets are in it; what SQLite lays beside it has the same mode
+    database = Database(dsn or sqlite_url(file))
     path = home.folder / ADMIN_TOKEN
     if not path.exists():
         with database.transaction() as connection:
@@ -65,8 +68,10 @@ def open_registry(home: FleetHome, dsn: str = "") -> Database:
     return database
 
 
-async def serve(home: FleetHome, config: ServeConfig | None = None) -> None:
-    """Run until cancelled.
+async def serve(
+    home: FleetHome, config: ServeConfig | None = None, on_ready: Callable[[str], object] = lambda _page: None
+) -> None:
+    """Run until cancelled; `on_ready` is told the address of the page.
 
     Raises:
         ConfigError: if a port is taken.
@@ -98,10 +103,9 @@ async def serve(home: FleetHome, config: ServeConfig | None = None) -> None:
             group.create_task(_refresh(home))
             group.create_task(asyncio.to_thread(_first_look, services))
             group.create_task(follow(home.folder / "broker", controller))
-            _log.info(
-                "fleet_serving", page=f"http://{config.admin_host}:{config.admin_port}", artifacts=home.url,
-                token=str(home.folder / ADMIN_TOKEN),
-            )  # fmt: skip
+            page = f"http://{config.admin_host}:{config.admin_port}"
+            _log.info("fleet_serving", page=page, artifacts=home.url, token=str(home.folder / ADMIN_TOKEN))
+            on_ready(page)
     except* OutriderError as errors:
         raise errors.exceptions[0] from None  # one sentence for who started it, not a group of them
     finally:

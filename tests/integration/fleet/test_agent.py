@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import time
 import pytest
 
 from outrider_cloud.fleet.artifacts.publish import publish
+from outrider_edge.agent.standalone import run_standalone
 from outrider_edge.agent.update.selftest import make_golden
+from outrider_shared.errors import RefusedError
 from outrider_shared.fleet import topics
 from outrider_shared.fleet.desired import Assignment, Config, Desired, sign
 from outrider_shared.fleet.messages import (
@@ -162,3 +165,13 @@ def test_a_device_killed_at_any_moment_of_an_update_ends_on_a_working_draft(flee
         asyncio.run(run())
     finally:
         device.end(signal.SIGKILL)
+
+
+def test_a_device_under_another_name_than_its_certificates_is_refused_in_a_sentence(fleet, tmp_path):
+    """And ends: to try again would change nothing."""
+    home, _ = fleet
+    folder = tmp_path / "d3"
+    shutil.copytree(home.enrol("d3"), folder)
+    (folder / "agent.toml").write_text((folder / "agent.toml").read_text().replace("d3", "d9"))
+    with pytest.raises(RefusedError, match="'d9' may not publish on"):
+        asyncio.run(run_standalone(folder))

@@ -140,7 +140,7 @@ class Repository:
         """
         models = self.load(MODELS)
         if path not in models.signed.targets:
-            raise ConfigError(f"{path!r} is not listed", hint=f"listed are {sorted(models.signed.targets)}")
+            raise ConfigError(f"{path!r} is not listed", hint="outrider fleet model list")
         del models.signed.targets[path]
         self._renew(MODELS, models)
 

@@ -203,6 +203,18 @@ def forget_old(connection: Connection, before: float, most: int = 20_000) -> int
     return connection.execute(delete(telemetry).where(telemetry.c.id.in_(old.scalar_subquery()))).rowcount
 
 
+def check_known(connection: Connection, device: str) -> Row[Any]:
+    """The row of a device.
+
+    Raises:
+        ConfigError: if none of that name was ever here.
+    """
+    row = connection.execute(select(devices).where(devices.c.id == device)).one_or_none()
+    if row is None:
+        raise ConfigError(f"no device {device!r} was ever here", hint="outrider fleet device list")
+    return row
+
+
 def selection(device_class: str = "", group: str = "", *, connection: Connection) -> Select[Any]:
     """The devices of a class in a group (empty: all), by id.
 

@@ -136,7 +136,7 @@ def change(connection: Connection, name: str, **values: Any) -> None:
 def move(connection: Connection, row: Row[Any], then: RolloutState, actor: str, why: str) -> None:
     """Into another state, which everybody is told of."""
     check_follows(RolloutState(row.state), then)
-    change(connection, row.id, state=then.value)
+    change(connection, row.id, state=then.value, **({"waits_for": ""} if then.final else {}))
     what = then.value.replace("_", " ")
     note(connection, row.id, f"{what}: {why}" if why else what, actor, f"rollout.{then.value}")
     webhooks.tell(connection, f"rollout.{then.value}", {"rollout": row.id, "by": actor, "why": why})

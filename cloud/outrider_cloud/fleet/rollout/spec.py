@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from outrider_shared.errors import ConfigError
+from outrider_shared.errors import ConfigError, ProtocolError
+from outrider_shared.fleet.codec import Bound, check
+from outrider_shared.fleet.messages import Count, Name, Ratio, Seconds, Sha256  # noqa: TC001 - read by `check`
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+_Percent = Annotated[float, Bound(0, 100)]
 
 
 class OnBreach(enum.StrEnum):
@@ -29,8 +34,8 @@ class Stage:
         approval: Whether somebody has to allow the step to the next stage.
     """
 
-    percent: float
-    soak_s: float = 600.0
+    percent: _Percent
+    soak_s: Seconds = 600.0
     approval: bool = False
 
 
@@ -54,16 +59,16 @@ class Gates:
         min_baseline: Windows of the old draft that a device must have shown before it takes part in these tests.
     """
 
-    min_executed: int = 3
-    max_failed: float = 0.1
-    max_silent: float = 0.2
+    min_executed: Count = 3
+    max_failed: Ratio = 0.1
+    max_silent: Ratio = 0.2
     acceptance: bool = True
     latency: bool = True
-    alpha: float = 0.01
-    acceptance_margin: float = 0.02
-    latency_margin: float = 0.05
-    min_pairs: int = 40
-    min_baseline: int = 20
+    alpha: Annotated[float, Bound(1e-6, 0.5)] = 0.01
+    acceptance_margin: Ratio = 0.02
+    latency_margin: Ratio = 0.05
+    min_pairs: Count = 40
+    min_baseline: Count = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +88,19 @@ class Spec:
         late_joiners: Whether devices that match later take part, in the stage that runs then.
     """
 
-    name: str
-    target: str
-    sha256: str
-    device_class: str
-    group: str = ""
+    name: Annotated[str, Bound(1, 64)]
+    target: Name
+    sha256: Sha256
+    device_class: Name
+    group: Annotated[str, Bound(0, 64)] = ""
     stages: tuple[Stage, ...] = STAGES
-    control_percent: float = 10.0
-    per_minute: float = 60.0
-    growth: float = 4.0
-    timeout_s: float = 3600.0
-    attempts: int = 2
-    approvals: int = 0
-    start_at: float = 0.0
+    control_percent: _Percent = 10.0
+    per_minute: Annotated[float, Bound(0, 1e9)] = 60.0
+    growth: Annotated[float, Bound(1, 1e3)] = 4.0
+    timeout_s: Seconds = 3600.0
+    attempts: Annotated[int, Bound(1, 10)] = 2
+    approvals: Annotated[int, Bound(0, 100)] = 0
+    start_at: Seconds = 0.0
     late_joiners: bool = True
     on_breach: OnBreach = OnBreach.ROLLBACK
     gates: Gates = field(default_factory=Gates)
@@ -126,13 +131,23 @@ class Spec:
         """What `stored` gave, or an operator wrote.
 
         Raises:
-            ConfigError: naming the field that is unknown or of the wrong kind.
+            ConfigError: naming the field that is unknown, of the wrong kind, or beyond its bounds.
         """
         table = dict(stored)
+        stages, gates = table.get("stages"), table.get("gates")
+        if isinstance(stages, tuple | list):
+            table["stages"] = stages = list(stages)
+            for stage in stages:
+                _known(Stage, stage, "a stage")
+        _known(Gates, gates, "the gates")
+        _known(cls, table, "a roll-out")
         try:
-            table["stages"] = tuple(Stage(**stage) for stage in table.get("stages", [asdict(s) for s in STAGES]))
-            table["gates"] = Gates(**table.get("gates", {}))
-            table["on_breach"] = OnBreach(table.get("on_breach", OnBreach.ROLLBACK))
-            return cls(**table)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"not a roll-out: {error}") from error
+            return check(cls, table)
+        except ProtocolError as error:
+            raise ConfigError(f"not a roll-out: {error.message}", hint=error.hint) from error
+
+
+def _known(kind: type[Any], found: object, what: str) -> None:
+    fields = [one.name for one in dataclasses.fields(kind)]
+    if isinstance(found, dict) and (unknown := sorted(map(str, found.keys() - set(fields)))):
+        raise ConfigError(f"{what} has no field {', '.join(unknown)}", hint=f"there are: {', '.join(fields)}")

@@ -89,7 +89,8 @@ def set_webhook(found: Found, who: Operator, name: str, body: WebhookBody) -> di
 def remove_webhook(found: Found, who: Operator, name: str) -> dict[str, Any]:
     """Remove a webhook; what it is owed is dropped."""
     with found.controller.database.transaction() as connection:
-        connection.execute(delete(tables.webhooks).where(tables.webhooks.c.name == name))
+        if not connection.execute(delete(tables.webhooks).where(tables.webhooks.c.name == name)).rowcount:
+            raise ConfigError(f"no webhook {name!r}")
         connection.execute(delete(tables.deliveries).where(tables.deliveries.c.webhook == name))
         access.note(connection, who, "webhook.remove", name)
     return {"removed": name}

@@ -13,7 +13,6 @@ from sqlalchemy import func, or_, select
 
 from outrider_cloud.fleet.registry import access, desired, devices, tables
 from outrider_cloud.fleet.web.guard import Approver, Found, Operator, Viewer
-from outrider_shared.errors import ConfigError
 from outrider_shared.fleet.messages import Command, CommandName
 from outrider_shared.ids import parse_device_id
 
@@ -97,9 +96,7 @@ def list_devices(
 def one_device(found: Found, _who: Viewer, device: str) -> dict[str, Any]:
     """What a device is and is to be."""
     with found.controller.database.reading() as connection:
-        row = connection.execute(select(tables.devices).where(tables.devices.c.id == device)).one_or_none()
-        if row is None:
-            raise ConfigError(f"no device {device!r}", hint="outrider fleet device list")
+        row = devices.check_known(connection, device)
         wanted = connection.execute(select(tables.desired).where(tables.desired.c.device == device)).one_or_none()
         parts = connection.execute(
             select(tables.members).where(tables.members.c.device == device).order_by(tables.members.c.changed.desc())
@@ -133,6 +130,7 @@ def configure(found: Found, who: Operator, device: str, config: dict[str, Any]) 
     """Change settings of a device; those not given stay."""
     name = parse_device_id(device)
     with found.controller.database.transaction() as connection:
+        devices.check_known(connection, name)
         version = desired.change(connection, name, config=config)
         access.note(connection, who, "device.configure", name, config=config, version=version)
     found.controller.kick()
@@ -174,6 +172,7 @@ async def command(found: Found, who: Operator, device: str, body: CommandBody) -
 
     def note() -> None:
         with found.controller.database.transaction() as connection:
+            devices.check_known(connection, name)
             access.note(connection, who, f"command.{body.name.value}", name, args=body.args)
 
     await asyncio.to_thread(note)

@@ -17,6 +17,7 @@ from outrider_shared.errors import (
     DeadlineError,
     InputError,
     OutriderError,
+    ProtocolError,
     RefusedError,
     StorageError,
     TokenError,
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _STATUS: tuple[tuple[type[OutriderError], int], ...] = (
-    (RefusedError, 403), (ConflictError, 409), (ConfigError, 400), (InputError, 400), (UnavailableError, 503),
-    (DeadlineError, 504), (StorageError, 503),
+    (RefusedError, 403), (ConflictError, 409), (ConfigError, 400), (InputError, 400), (ProtocolError, 400),
+    (UnavailableError, 503), (DeadlineError, 504), (StorageError, 503),
 )  # fmt: skip
 
 
@@ -89,7 +90,7 @@ def install(app: FastAPI) -> None:
     def malformed(_request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError), "registered for those"
         told = "; ".join(f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()[:5])
-        return _answer(422, "bad_request", told, "see /docs")
+        return _answer(422, InputError.code, told, "/openapi.json says what there is")
 
     app.add_exception_handler(OutriderError, refused)
     app.add_exception_handler(RequestValidationError, malformed)
