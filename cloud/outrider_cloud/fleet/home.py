@@ -15,6 +15,7 @@ Private keys are readable by their owner only.
 from __future__ import annotations
 
 import json
+import stat
 import tomllib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -106,10 +107,24 @@ class FleetHome:
 
     @property
     def signer(self) -> Signer:
-        """Of desired states and commands."""
-        key = serialization.load_pem_private_key((self.folder / "keys" / "desired.key").read_bytes(), None)
-        assert isinstance(key, Ed25519PrivateKey), "init writes an Ed25519 key"
+        """Of desired states and commands.
+
+        Raises:
+            ConfigError: if its key is not here, or is none.
+        """
+        file = self.folder / "keys" / "desired.key"
+        try:
+            key = serialization.load_pem_private_key(file.read_bytes(), None)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"the key that signs desired states cannot be read: {file}: {error}") from error
+        if not isinstance(key, Ed25519PrivateKey):
+            raise ConfigError(f"{file} is no Ed25519 key", hint="`outrider fleet init` makes one")
         return Signer(key)
+
+    @property
+    def bare_keys(self) -> list[Path]:
+        """Keys in this folder that everybody on this machine may read."""
+        return [file for file in sorted(self.folder.glob("*/*.key")) if file.stat().st_mode & stat.S_IROTH]
 
     @property
     def repository(self) -> Repository:

@@ -78,6 +78,8 @@ async def serve(
         UnavailableError: if the broker cannot be reached at all at the start.
     """
     sys.setswitchinterval(_SWITCH_S)
+    for key in home.bare_keys:
+        _log.warning("fleet_key_is_readable_by_everybody", key=str(key), hint=f"chmod 600 {key}")
     config = config or ServeConfig()
     database = open_registry(home, config.dsn)
     controller = Controller(database, config.controller)

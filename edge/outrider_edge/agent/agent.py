@@ -14,28 +14,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
-import json
 import os
 import platform
 import time
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from outrider_edge.agent import system
+from outrider_edge.agent.commands import Commands
 from outrider_edge.agent.disk import finished
+from outrider_edge.agent.kept import Kept
 from outrider_edge.agent.outbox import Outbox
 from outrider_edge.agent.update.updater import Updater
-from outrider_shared.errors import OutriderError, ProtocolError, ReplayError, SignatureError, StorageError
+from outrider_shared.errors import OutriderError, StorageError
 from outrider_shared.fleet import topics
-from outrider_shared.fleet.codec import decode, encode
-from outrider_shared.fleet.desired import Applied, Config, Desired, accept
+from outrider_shared.fleet.codec import encode
+from outrider_shared.fleet.desired import Config, accept
 from outrider_shared.fleet.messages import (
     Command,
     CommandName,
-    CommandResult,
     Info,
     Presence,
     Reported,
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
 _log = structlog.get_logger()
 _SESSION_S = 3600  # how long the broker keeps commands for us; desired state is retained anyway
 _WILL_DELAY_S = 5
-_ANSWERED = 64  # commands remembered, so that one is done once
 _FLUSH_S = 30.0
 
 
@@ -90,18 +89,15 @@ class Agent:
         disk.mkdir(config.state)
         self._outbox = Outbox(disk, config.state / "outbox")
         self._file = config.state / "agent.json"
-        kept = _kept(disk.read(self._file))
-        self._bd: int = kept["bd"]
-        self._applied = Applied(**kept["applied"])
-        self._desired = _desired(kept["desired"])
+        self._kept = Kept.read(disk.read(self._file))
         self._seq = {topics.TELEMETRY: 0, topics.REPORTED: 0}
         self._refusal: OutriderError | None = None
-        self._answered: OrderedDict[str, CommandResult] = OrderedDict()
+        self._commands = Commands(config)
         self._window_began = time.monotonic()
         self._wake_outbox, self._wake_telemetry, self._wake_update = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.updater = Updater(config.state, doer, host, slots, disk, self._tell, means)
-        self.updater.config = self._desired.config if self._desired else Config()
+        self.updater.config = self._kept.desired.config if self._kept.desired else Config()
         self._session = FleetSession(
             broker,
             self._options,
@@ -137,29 +133,29 @@ class Agent:
     # Presence
 
     def _options(self) -> Connect:
-        self._bd += 1
+        self._kept.bd += 1
         self._seq = dict.fromkeys(self._seq, 0)
         self._keep()
-        gone = Presence(online=False, bd=self._bd, ts=time.time(), reason="lost")
+        gone = Presence(online=False, bd=self._kept.bd, ts=time.time(), reason="lost")
         will = Will(self._topic(topics.PRESENCE), encode(gone), delay_s=_WILL_DELAY_S)
         return Connect(self._config.device, will, session_s=_SESSION_S)
 
     async def _birth(self, connection: Connection) -> None:
         now = time.time()
-        await self._say(connection, topics.PRESENCE, Presence(online=True, bd=self._bd, ts=now))
+        await self._say(connection, topics.PRESENCE, Presence(online=True, bd=self._kept.bd, ts=now))
         await self._say(connection, topics.INFO, self._info(now))
         await self._report(connection)
         self._wake_outbox.set()
 
     async def _goodbye(self) -> None:
         if self._session.connection is not None:
-            gone = Presence(online=False, bd=self._bd, ts=time.time(), reason="goodbye")
+            gone = Presence(online=False, bd=self._kept.bd, ts=time.time(), reason="goodbye")
             with contextlib.suppress(OutriderError):
                 await self._say(self._session.connection, topics.PRESENCE, gone)
 
     def _info(self, now: float) -> Info:
         return Info(
-            bd=self._bd,
+            bd=self._kept.bd,
             ts=now,
             agent=importlib.metadata.version("outrider") if _installed() else "source",
             system=platform.platform(),
@@ -168,7 +164,7 @@ class Agent:
             active=self._active(),
             cpus=_cpus(),
             memory_bytes=system.memory_bytes(),
-            labels={**self._config.labels, **(self._desired.labels if self._desired else {})},
+            labels={**self._config.labels, **(self._kept.desired.labels if self._kept.desired else {})},
         )
 
     # Desired and reported
@@ -181,7 +177,7 @@ class Agent:
 
     async def _converge(self, connection: Connection, payload: bytes) -> None:
         try:
-            found = accept(self._config.trust, self._config.device, self._applied, payload)
+            found = accept(self._config.trust, self._config.device, self._kept.applied, payload)
         except OutriderError as error:
             _log.warning("fleet_desired_refused", code=error.code, reason=error.message)
             self._refusal = error
@@ -189,11 +185,11 @@ class Agent:
             return
         if found is not None:
             window_s = self.config.telemetry_s
-            self._desired, self._applied = found
+            self._kept.desired, self._kept.applied = found
             if self.config.telemetry_s != window_s:
                 self._wake_telemetry.set()  # not after a window of the old length, which may be a day
             await finished(self._keep)
-            self.updater.config = self._desired.config
+            self.updater.config = self._kept.desired.config
             self._wake_update.set()
         if found is not None or self._refusal is not None:
             self._refusal = None
@@ -203,11 +199,11 @@ class Agent:
         record, refusal, slots = self.updater.record, self._refusal, self.updater.slots
         labels = {name: slots.label(name) for name in ("a", "b")}
         reported = Reported(
-            bd=self._bd,
+            bd=self._kept.bd,
             seq=self._next(topics.REPORTED),
             ts=time.time(),
-            epoch=self._applied.epoch,
-            version=self._applied.version,
+            epoch=self._kept.applied.epoch,
+            version=self._kept.applied.version,
             active=self._active(),
             config=_flat(self.config),
             rollout=record.rollout,
@@ -223,7 +219,7 @@ class Agent:
         """Bring the draft to what is desired; a newer assignment ends an older one."""
         while True:
             self._wake_update.clear()
-            wanted = self._desired.assignment if self._desired else None
+            wanted = self._kept.desired.assignment if self._kept.desired else None
             try:
                 if wanted is None:
                     await self.updater.cancel()
@@ -263,7 +259,7 @@ class Agent:
             now = time.monotonic()
             window_s, self._window_began = now - self._window_began, now
             message = Telemetry(
-                bd=self._bd,
+                bd=self._kept.bd,
                 seq=self._next(topics.TELEMETRY),
                 ts=time.time(),
                 window_s=window_s,
@@ -310,28 +306,9 @@ class Agent:
     # Commands
 
     async def _command(self, connection: Connection, message: Message) -> None:
-        try:
-            command = self._config.trust.open("command", Command, message.payload)
-            if command.device != self._config.device:
-                raise SignatureError(f"a command for {command.device!r} came to {self._config.device!r}")
-            if command.expires < time.time():
-                raise ReplayError(f"command {command.id} expired {time.time() - command.expires:.0f} s ago")
-        except (ProtocolError, SignatureError, ReplayError) as error:
-            _log.warning("fleet_command_refused", code=error.code, reason=error.message)
-            result = CommandResult(_shown(message.correlation), time.time(), error.code, error.message[:1000])
-            await self._answer(connection, message, result)
-            return
-        if (known := self._answered.get(command.id)) is not None:
-            await self._answer(connection, message, known)
-            return
-        try:
-            result = CommandResult(command.id, time.time(), output=await self._do(connection, command))
-        except OutriderError as error:
-            result = CommandResult(command.id, time.time(), error.code, error.message[:1000])
-        self._answered[command.id] = result
-        while len(self._answered) > _ANSWERED:
-            self._answered.popitem(last=False)
-        await self._answer(connection, message, result)
+        result = await self._commands.result(message, functools.partial(self._do, connection))
+        topic = self._topic(topics.COMMAND_RESULT)
+        await connection.publish(topic, encode(result), correlation=message.correlation)
 
     async def _do(self, connection: Connection, command: Command) -> dict[str, Any]:
         if command.name is CommandName.RESTART_DRAFT:
@@ -345,10 +322,6 @@ class Agent:
         elif command.name is CommandName.FLUSH:
             self._wake_telemetry.set()
         return {}
-
-    async def _answer(self, connection: Connection, message: Message, result: CommandResult) -> None:
-        topic = self._topic(topics.COMMAND_RESULT)
-        await connection.publish(topic, encode(result), correlation=message.correlation)
 
     # Small things
 
@@ -374,34 +347,13 @@ class Agent:
         return self.updater.slots.reference(self.updater.slots.current())
 
     def _keep(self) -> None:
-        payload = encode(self._desired).hex() if self._desired else ""
-        kept = {"bd": self._bd, "applied": dataclasses.asdict(self._applied), "desired": payload}
-        self._disk.replace(self._file, json.dumps(kept).encode())
-
-
-def _kept(data: bytes | None) -> dict[str, Any]:
-    fresh = {"bd": 0, "applied": {}, "desired": ""}
-    try:
-        return {**fresh, **json.loads(data or b"{}")}
-    except (ValueError, TypeError):
-        return fresh
-
-
-def _desired(payload: str) -> Desired | None:
-    try:
-        return decode(Desired, bytes.fromhex(payload)) if payload else None
-    except (OutriderError, ValueError):
-        return None
+        self._disk.replace(self._file, self._kept.to_json())
 
 
 def _flat(config: Config) -> dict[str, Any]:
     fields = dataclasses.asdict(config)
     window = fields.pop("window")
     return {**fields, "window_start_s": window["start_s"], "window_end_s": window["end_s"]}
-
-
-def _shown(correlation: bytes | None) -> str:
-    return (correlation or b"unknown").decode("utf-8", "replace")[:128] or "unknown"
 
 
 def _installed() -> bool:

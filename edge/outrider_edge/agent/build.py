@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import stat
 from typing import TYPE_CHECKING
+
+import structlog
 
 from outrider_edge.agent.agent import Agent
 from outrider_edge.agent.config import AgentConfig
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 
     from outrider_edge.agent.host import Host
     from outrider_edge.agent.update.updater import Means
+
+_log = structlog.get_logger()
 
 
 def build_agent(file: Path, host: Host, base: Path | None = None, means: Means | None = None) -> tuple[Agent, Path]:
@@ -33,6 +38,9 @@ def build_agent(file: Path, host: Host, base: Path | None = None, means: Means |
         PackError: if `base` is damaged.
     """
     config, base, disk = AgentConfig.load(file), base or bundled_pack(), Disk()
+    key = config.folder / "device.key"
+    if key.exists() and key.stat().st_mode & stat.S_IROTH:
+        _log.warning("fleet_key_is_readable_by_everybody", key=str(key), hint=f"chmod 600 {key}")
     disk.mkdir(config.state)
     slots = Slots(disk, config.state / "slots", base)
     tokenizer = read_pack(base).manifest.tokenizer_fingerprint

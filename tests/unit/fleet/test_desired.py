@@ -9,7 +9,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
+from outrider_edge.agent.kept import Kept
 from outrider_shared.errors import ConflictError, OutriderError, ProtocolError, ReplayError, SignatureError
+from outrider_shared.fleet.codec import encode
 from outrider_shared.fleet.desired import PURPOSE, Applied, Config, Desired, accept, sign
 from outrider_shared.fleet.signed import Signer, Trust
 from outrider_shared.ids import DeviceId
@@ -88,3 +90,18 @@ def test_in_any_order_of_arrival_the_number_only_grows(numbers):
         if result is not None:
             applied = result[1]
             assert (applied.epoch, applied.version) >= before
+
+
+def test_a_document_that_cannot_be_read_any_more_is_taken_again_and_an_older_one_is_not():
+    """A newer program may refuse what an older one kept; numbers outlive that."""
+    kept = Kept(7)
+    for version in (1, 2):
+        kept.desired, kept.applied = accept(TRUST, ME, kept.applied, sign(SIGNER, document(1, version)))
+    assert Kept.read(kept.to_json()) == kept
+    damaged = Kept.read(kept.to_json().replace(encode(kept.desired).hex().encode(), b"ff00"))
+    assert (damaged.bd, damaged.desired, damaged.applied.version) == (7, None, 2)
+    with pytest.raises(ReplayError):
+        accept(TRUST, ME, damaged.applied, sign(SIGNER, document(1, 1)))
+    assert accept(TRUST, ME, damaged.applied, sign(SIGNER, kept.desired))[0] == kept.desired
+    for nothing in (None, b"", b"[]", b"{", b'{"bd": []}'):
+        assert Kept.read(nothing) == Kept()

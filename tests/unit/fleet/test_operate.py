@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from outrider_cloud.fleet.cli import fleet as command
 from outrider_cloud.fleet.controller import Controller
+from outrider_cloud.fleet.home import FleetHome, Settings
 from outrider_cloud.fleet.plane import Arrived
 from outrider_cloud.fleet.registry import access, devices
 from outrider_cloud.fleet.registry.access import Role
@@ -122,3 +123,22 @@ def test_a_service_that_is_away_is_named(said, monkeypatch):
     assert status == 1
     assert "no fleet service at http://127.0.0.1" in output
     assert "(start it: outrider fleet serve)" in output
+
+
+@pytest.mark.parametrize("damage", ["unlink", "garble"])
+def test_a_signing_key_that_cannot_be_read_is_named(tmp_path, damage):
+    home = FleetHome.init(tmp_path / "f", Settings(mqtt_port=free_port(), https_port=free_port()))
+    key = home.folder / "keys" / "desired.key"
+    key.unlink() if damage == "unlink" else key.write_text("garbage")
+    for arguments in (["serve"], ["enrol", "d1"]):
+        done = CliRunner().invoke(command, [*arguments, "--dir", str(home.folder)])
+        assert done.exit_code == 2
+        assert f"the key that signs desired states cannot be read: {key}" in done.output
+
+
+def test_keys_that_everybody_may_read_are_found(tmp_path):
+    home = FleetHome.init(tmp_path / "f", Settings(mqtt_port=free_port(), https_port=free_port()))
+    assert home.bare_keys == []
+    key = home.folder / "keys" / "models.key"
+    key.chmod(0o644)
+    assert home.bare_keys == [key]
