@@ -121,10 +121,12 @@ class PathHost:
 
     async def at_rest(self) -> None:
         """See `Host`."""
+        self.rests.append(len(self.loaded))
 
     def __init__(self) -> None:
         self.usage = UsageMeter()
         self.loaded: list[str] = []
+        self.rests: list[int] = []  # how many packs had been loaded when a moment of rest was asked for
         self.on_swap: Callable[[], None] = lambda: None
 
     async def swap(self, pack: Path) -> None:

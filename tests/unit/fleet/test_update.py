@@ -43,7 +43,7 @@ def test_a_good_update_goes_through_every_state_and_is_used(bench):
     record = update(bench, bench.publish("one"))
     assert (record.state, bench.active()) == (UpdateState.COMMITTED, "one")
     assert bench.states() == GOOD
-    assert bench.host.loaded == ["one"]
+    assert (bench.host.loaded, bench.host.rests) == (["one"], [0]), "it was loaded when nobody waited for an answer"
     numbers = [told.number for told in bench.told if told.rollout]
     assert numbers == sorted(set(numbers)), "each step is told with a number of its own"
     assert not list((bench.folder / "state" / "incoming").iterdir())

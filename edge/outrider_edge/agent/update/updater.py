@@ -19,6 +19,7 @@ What it does not do: decide whether the new draft is better. The fleet service d
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 from dataclasses import dataclass, field
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from outrider_edge.agent.update.trust import Artifact
 
 _log = structlog.get_logger()
+_REST_S = 10.0  # how long a switch waits for a moment in which nobody waits for an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +210,8 @@ class Updater:
         elif state is UpdateState.SWITCHED:
             await finished(self.slots.use, record.slot)
             self._before = (self._host.usage.requests, self._host.usage.draft_errors)
+            with contextlib.suppress(TimeoutError):  # to load weights beside an answer slows it
+                await asyncio.wait_for(self._host.at_rest(), _REST_S)
             await self._load()
             await self._go(UpdateState.PROBATION, since=self._means.wall())
         else:
