@@ -133,6 +133,30 @@ def test_replay_plays_the_speculation_step_by_step(open_page):
     assert "".join(page.locator("#sofar span").all_inner_texts()) == answer
 
 
+def test_long_answer_is_followed_and_replayed(open_page):
+    """As long as the context allows: its end stays in sight; replayed back and forth, each step has its own text."""
+    page = open_page("light")
+    for name, value in {"system": "", "temperature": 5, "max_tokens": 400}.items():
+        page.fill(f"[name={name}]", str(value))
+    page.fill("#words", "Tell me all about it.")
+    page.keyboard.press("Enter")
+    page.locator("#step:enabled").wait_for(timeout=120_000)
+    assert (
+        page.evaluate("(log => log.scrollHeight - log.scrollTop - log.clientHeight)(document.querySelector('#log'))")
+        < 2
+    )
+    answer = page.locator(".assistant .t").all_text_contents()
+    assert len(answer) > 50
+    last = int(page.locator("#step").get_attribute("max"))
+    told = []
+    for step in (last, last // 2, last // 3, last // 2, last):
+        page.evaluate("([it, to]) => { it.value = to; it.oninput() }", [page.query_selector("#step"), step])
+        told.append(page.locator("#sofar span").all_text_contents())
+    assert told[0] == told[4] == answer
+    assert told[1] == told[3] == answer[: len(told[1])]
+    assert 0 < len(told[2]) < len(told[1]) < len(answer)
+
+
 def test_this_device_only_shows_as_unverified(open_page):
     """Without the cloud's word, every token is marked, and a note says so."""
     page = open_page("light")

@@ -91,7 +91,8 @@ function strip(...figures) {
 function show(token, answer) {
   // One stop of the Tab key for all tokens of an answer; arrows walk from one to the next.
   const tabindex = answer.querySelector(".t[tabindex='0']") ? "-1" : "0";
-  const span = element("span", { class: `t new ${token.origin}`, tabindex, "aria-describedby": "tip" }, token.text);
+  const fresh = answer.childElementCount < 300 ? "new" : "";  // a long answer does without its fading in, which costs frames
+  const span = element("span", { class: `t ${fresh} ${token.origin}`, tabindex, "aria-describedby": "tip" }, token.text);
   span.detail = token;
   answer.append(span);
   return span;
@@ -172,6 +173,7 @@ async function ask(words) {
   const answer = element("div", { class: "message assistant waiting", "aria-busy": "true" });
   $("log").append(element("div", { class: "message user" }, words), answer);
   $("log").scrollTop = $("log").scrollHeight;
+  following = true;
   $("fresh").disabled = true;
   running = new AbortController();
   $("send").textContent = "Stop";
@@ -180,21 +182,28 @@ async function ask(words) {
   try {
     const reply = await fetch("/v1/chat/completions", { method: "POST", headers: headers(), body: JSON.stringify(body()), signal: running.signal });
     if (!reply.ok) throw new Error((await reply.json()).error.message);
-    for await (const chunk of events(reply)) take(chunk, state, answer);
+    let since = performance.now();
+    for await (const chunk of events(reply)) {
+      take(chunk, state, answer);
+      if (performance.now() - since < BUSY_MS) continue;
+      await pause();  // for keys, clicks and frames
+      since = performance.now();
+    }
   } catch (error) {
     if (error.name !== "AbortError") answer.append(element("span", { class: "note bad", role: "alert" }, error.message));
     else answer.append(element("span", { class: "note" }, "stopped"));
   }
+  drawn?.();
   answer.classList.remove("waiting");
   answer.removeAttribute("aria-busy");
   if (state.note) answer.append(element("span", { class: "note" }, state.note));
-  $("log").scrollTop = $("log").scrollHeight;
   $("fresh").disabled = false;
   if (state.text) messages.push({ role: "assistant", content: state.text });
   else messages.pop();
   running = null;
   $("send").textContent = "Send";
-  replay.end();
+  replay.end();  // takes room from the talk
+  if (following) $("log").scrollTop = $("log").scrollHeight;
   $("words").focus();
   status();
 }
@@ -211,6 +220,29 @@ function link(detail, state, answer) {
   if (state.away) answer.append(state.away);
   if (detail.offline) whereabouts("cloud is away", "down");
 }
+
+// What a frame has to show is drawn once in it, however many chunks it brought.
+let drawn = null;
+function paint(state) {
+  if (!drawn) requestAnimationFrame(() => drawn?.());
+  drawn = () => {
+    drawn = null;
+    legend({ ...state.counts, unverified: (state.counts.unverified || 0) + state.alone.length });
+    strip(state.totals, state.count, state.trips, (performance.now() - state.started) / 1000);
+    if (following) $("log").scrollTop = $("log").scrollHeight;
+  };
+}
+
+// Who scrolls up to read stays there while the answer goes on.
+let following = true, reached = 0;
+$("log").onscroll = ({ target }) => {
+  if (target.scrollTop < reached - 1) following = false;
+  if (target.scrollHeight - target.scrollTop - target.clientHeight < 60) following = true;
+  reached = target.scrollTop;
+};
+
+const BUSY_MS = 12;
+const pause = () => new Promise((done) => { setTimeout(done); });
 
 function take(chunk, state, answer) {
   if (chunk.error) throw new Error(chunk.error.message);
@@ -233,15 +265,13 @@ function take(chunk, state, answer) {
   if (tokens.length) {
     state.trips += 1;
     replay.committed(tokens);
-    $("log").scrollTop = $("log").scrollHeight;
   }
   if (chunk.timings) {
     state.totals = chunk.timings;
     state.away?.remove();
   } else link(detail, state, answer);
   if (chunk.unverified) state.note = "No target has confirmed this text: the draft model answered alone.";
-  legend({ ...state.counts, unverified: (state.counts.unverified || 0) + state.alone.length });
-  strip(state.totals, state.count, state.trips, (performance.now() - state.started) / 1000);
+  paint(state);
 }
 
 const hello = $("hello");

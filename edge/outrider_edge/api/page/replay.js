@@ -1,4 +1,5 @@
-// Plays an answer again, message by message, with the draft tree drawn as it stood.
+// Plays an answer again, message by message, with the draft tree drawn as it stood. Whatever a step needs is found by its
+// place, never by going through all nodes: an answer may have tens of thousands of them.
 const SVG = "http://www.w3.org/2000/svg";
 const HEIGHT = 32, BOX = 24, GAP = 18, COLUMNS = 14, MOST_LANES = 6;
 const CHARACTER = 7.3, PADDING = 14;  // of the monospaced letters in a box
@@ -29,6 +30,10 @@ export class Replay {
     this.first = 0;
     this.nodes = [];
     this.batch = 0;
+    this.numbered = new Map();  // of the stream that is open
+    this.placed = new Map();  // position in the text -> nodes there
+    this.margins = new Map();  // position -> the latest node there that has a margin
+    this.told = 0;  // tokens in #sofar
     this.$("step").disabled = this.$("play").disabled = true;
     this.$("tree").replaceChildren();
     this.$("sofar").replaceChildren();
@@ -39,33 +44,49 @@ export class Replay {
 
   // Nodes: [number, parent, position, token id, text, margin, source]; numbers start over when the stream does.
   drafted(nodes) {
-    const own = new Map();
-    if (nodes[0][0] === 0) this.batch += 1;
-    for (const [number, parent, position, id, text, margin, source] of nodes) {
-      const above = parent == null ? null : own.get(parent) || this.find(parent);
-      const node = { number, above, position, id, text, margin, source, batch: this.batch, step: this.steps.length };
-      own.set(number, node);
-      this.nodes.push(node);
+    if (nodes[0][0] === 0) {
+      this.batch += 1;
+      this.numbered.clear();
     }
-    this.steps.push({ kind: "drafted", count: nodes.length, known: this.tokens.length });
-  }
-
-  find(number) {
-    return this.nodes.findLast((node) => node.batch === this.batch && node.number === number) || null;
+    for (const [number, parent, position, id, text, margin, source] of nodes) {
+      const above = parent == null ? null : this.numbered.get(parent) || null;
+      const node = { above, position, id, text, margin, source, batch: this.batch, step: this.steps.length, order: this.nodes.length };
+      this.numbered.set(number, node);
+      this.nodes.push(node);
+      if (!this.placed.has(position)) this.placed.set(position, []);
+      this.placed.get(position).push(node);
+      if (margin != null) this.margins.set(position, node);
+    }
+    this.steps.push({ kind: "drafted", count: nodes.length, known: this.tokens.length, batch: this.batch });
   }
 
   margin(index) {
-    const node = this.nodes.findLast((one) => one.position === this.first + index && one.margin != null);
+    const node = this.margins.get(this.first + index);
     return node ? { margin: node.margin, source: node.source } : {};
   }
 
   committed(tokens) {
     this.tokens.push(...tokens);
-    this.steps.push({ kind: "committed", tokens, known: this.tokens.length });
+    this.steps.push({ kind: "committed", tokens, known: this.tokens.length, batch: this.batch, fell: 0 });
+  }
+
+  // A node falls with the first committed token that its path disagrees with: with the token of that number, from 1 on.
+  settle() {
+    const commits = [];
+    this.steps.forEach((step, index) => {
+      if (step.kind === "committed") step.tokens.forEach(() => commits.push(index));
+    });
+    for (const node of this.nodes) {
+      const at = node.position - this.first, token = this.tokens[at];
+      node.falls = Math.min(token && token.id !== node.id ? at + 1 : Infinity, node.above ? node.above.falls : Infinity);
+      const index = commits[node.falls - 1];
+      if (index != null && node.step < index) this.steps[index].fell += 1;
+    }
   }
 
   end() {
     if (!this.steps.length) return;
+    this.settle();
     const slider = this.$("step");
     slider.max = this.steps.length - 1;
     slider.value = slider.max;
@@ -100,12 +121,14 @@ export class Replay {
     this.$("caption").textContent = `Step ${index + 1} of ${this.steps.length}. ${this.words(step)}`;
     this.$("step").setAttribute("aria-valuetext", this.$("caption").textContent);
     const sofar = this.$("sofar");
-    sofar.replaceChildren(...this.tokens.slice(0, step.known).map((token) => {
+    for (; this.told > step.known; this.told -= 1) sofar.lastChild.remove();
+    sofar.append(...this.tokens.slice(this.told, step.known).map((token) => {
       const span = document.createElement("span");
       span.className = token.origin;
       span.textContent = token.text;
       return span;
     }));
+    this.told = step.known;
     sofar.scrollTop = sofar.scrollHeight;
     this.tree(index, step);
   }
@@ -115,29 +138,25 @@ export class Replay {
     const counts = {};
     for (const token of step.tokens) counts[token.origin] = (counts[token.origin] || 0) + 1;
     const parts = Object.entries(counts).map(([origin, count]) => `${count} ${origin}`);
-    const before = step.known - step.tokens.length;
-    const fell = this.nodes.filter((node) => node.step < this.steps.indexOf(step)
-      && this.state(node, before) !== "dead" && this.state(node, step.known) === "dead").length;
+    const fell = step.fell;
     return `The cloud committed ${step.tokens.length}: ${parts.join(", ")}.${fell ? ` ${fell} drafted ${fell === 1 ? "token" : "tokens"} fell.` : ""}`;
   }
 
   state(node, known) {
-    for (let one = node; one; one = one.above) {
-      const at = one.position - this.first;
-      if (at < known && this.tokens[at] && this.tokens[at].id !== one.id) return "dead";
-    }
+    if (node.falls <= known) return "dead";
     return node.position - this.first < known ? "kept" : "open";
   }
 
   // What is drawn at a step: drafted nodes from `base` on, and what the target chose where nobody had drafted it.
   shown(index, step) {
-    const before = this.steps.slice(0, index).findLast((one) => one.kind === "committed");
+    let before = null;
+    for (let i = index - 1; i >= 0 && !before; i -= 1) if (this.steps[i].kind === "committed") before = this.steps[i];
     const known = step.kind === "committed" ? step.known - step.tokens.length : step.known;
     const base = this.first + (step.kind === "committed" ? (before ? before.known : 0) : known);
     // Drafts of a stream that broke are gone with it.
-    const batch = this.nodes.findLast((node) => node.step <= index)?.batch;
-    const nodes = this.nodes.filter((node) => node.step <= index && node.batch === batch && node.position >= base && node.position < base + COLUMNS
-      && (this.state(node, known) !== "dead" || node.step === index));
+    const near = Array.from({ length: COLUMNS }, (_, i) => this.placed.get(base + i) || []).flat();
+    const nodes = near.filter((node) => node.step <= index && node.batch === step.batch
+      && (this.state(node, known) !== "dead" || node.step === index)).sort((a, b) => a.order - b.order);
     const drawn = nodes.map((node) => ({ node, kind: this.state(node, step.known), fresh: node.step === index }));
     if (step.kind === "committed") {
       let above = null;
