@@ -161,7 +161,7 @@ def _add_facts(app: FastAPI, desk: Desk, metrics: Metrics) -> None:
         """Names under which answers can be asked for; any other name is answered by the first."""
         return {"object": "list", "data": [card(name) for name in await desk.models()]}
 
-    @app.get("/v1/models/{model}", responses={404: _ERRORS[404], 503: _ERRORS[503]})
+    @app.get("/v1/models/{model:path}", responses={404: _ERRORS[404], 503: _ERRORS[503]})
     async def one_model(model: str) -> dict[str, Any]:
         """One of them."""
         if model not in await desk.models():

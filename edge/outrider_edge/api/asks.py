@@ -52,7 +52,8 @@ class Ask:
     """One request, understood.
 
     Attributes:
-        requests: One per choice.
+        requests: One per choice; those of one prompt stand together.
+        choices: Per prompt.
         stops: Stop strings.
         logprobs: Tell log-probabilities, with this many alternatives per position; None tells none.
         tools: How calls are written, where tools are in play.
@@ -69,6 +70,7 @@ class Ask:
     """
 
     requests: tuple[GenerateRequest, ...]
+    choices: int = 1
     stops: tuple[str, ...] = ()
     logprobs: int | None = None
     tools: ToolFormat | None = None
@@ -86,7 +88,7 @@ class Ask:
     @property
     def prompt_tokens(self) -> int:
         """Tokens of all prompts; choices of one prompt share it."""
-        return sum(len(prompt) for prompt in dict.fromkeys(request.prompt for request in self.requests))
+        return sum(len(request.prompt) for request in self.requests[:: self.choices])
 
     def field_of(self, error: InputError) -> str:
         """The field that an error is about which came while the ask was answered."""
@@ -286,6 +288,7 @@ def _ask(
         raise ParameterError(f"{len(requests)} answers in one request", hint=f"at most {MAX_CHOICES}", param="n")
     return Ask(
         requests=tuple(requests),
+        choices=body.n or 1,
         stops=_stops(body.stop),
         logprobs=logprobs,
         drafter=ours.drafter,

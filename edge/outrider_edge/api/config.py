@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,9 @@ from outrider_shared.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from outrider_edge.link.grpc_link import ClientTls
+
+
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#\s\"]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,15 @@ class Serve:
         _require(self.drain_s >= 0, "serve.drain_s", self.drain_s, "0 or more seconds")
         if self.api_key and self.api_key_file:
             raise ConfigError("serve.api_key and serve.api_key_file are both given", hint="give one of them")
+        for name in self.hosts:
+            _require("/" not in name and name.count(":") != 1, "serve.hosts", name, "a name without scheme and port")
+        for origin in self.origins:
+            _require(
+                _ORIGIN.fullmatch(origin) is not None,
+                "serve.origins",
+                origin,
+                "as browsers send it, such as https://app.example, or *",
+            )
 
     @property
     def address(self) -> tuple[str, int]:

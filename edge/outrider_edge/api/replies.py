@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from outrider_edge.api.answer_text import Told
     from outrider_edge.api.asks import Ask
     from outrider_edge.api.token_text import Vocabulary
-    from outrider_edge.session.events import Totals
+    from outrider_edge.session.events import Token, Totals
 
 
 def timings(totals: Totals, tokens: int) -> dict[str, Any]:
@@ -231,9 +231,14 @@ class Reply:
         choice["logprobs"] = {
             "tokens": [text_of(told.token.id) for told in tokens],
             "token_logprobs": [told.token.logprob for told in tokens],
-            "top_logprobs": [{text_of(id_): logprob for id_, logprob in told.token.top} for told in tokens],
+            "top_logprobs": [self._likeliest(told.token) for told in tokens],
             "text_offset": offsets,
         }
+
+    def _likeliest(self, token: Token) -> dict[str, float]:
+        """The likeliest by their texts, and the chosen one if it is not among them."""
+        chosen = () if token.logprob is None else ((token.id, token.logprob),)
+        return {self._vocabulary.text_of(id_): logprob for id_, logprob in (*token.top, *chosen)}
 
     def _chat_logprob(self, told: Told) -> dict[str, Any]:
         token = told.token

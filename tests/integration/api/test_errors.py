@@ -103,6 +103,7 @@ def test_a_refused_field_of_a_completion_is_named(device, more, param, code):
      ({"body": b"[]"}, 400, None, "invalid_type"), ({"body": b""}, 400, None, "missing_required_parameter"),
      ({"body": b"{}", "X-Outrider-Local-Only": "perhaps"}, 400, "X-Outrider-Local-Only", "invalid_type"),
      ({"method": "GET", "path": "/v1/models/nobody"}, 404, "model", "model_not_found"),
+     ({"method": "GET", "path": "/v1/models/some%2Fbody"}, 404, "model", "model_not_found"),
      ({"path": "/v1/nothing"}, 404, None, "unknown_url"), ({"method": "GET"}, 405, None, "method_not_supported"),
      ({"body": {"messages": USER, "n": 16}}, 400, "n", "invalid_parameter")],
     ids=lambda value: json.dumps(value, default=repr)[:40] if isinstance(value, dict) else "",

@@ -150,6 +150,10 @@ def test_completions_take_texts_and_tokens(client):
     assert two.choices[1].text.startswith("open the")
     ids = client.completions.create(model="x", prompt=[300, 301, 302], temperature=0, max_tokens=4)
     assert ids.usage.prompt_tokens == 3
+    same = client.completions.create(model="x", prompt=[[300, 301]] * 2, n=2, temperature=0, max_tokens=1, logprobs=0)
+    assert (len(same.choices), same.usage.prompt_tokens) == (4, 4), "each prompt counts, its choices share it"
+    told = same.choices[0].logprobs
+    assert told.top_logprobs == [{told.tokens[0]: told.token_logprobs[0]}], "the chosen token is always told"
 
 
 def test_errors_are_typed_and_say_what_to_do(client):

@@ -36,7 +36,9 @@ def test_file_environment_and_flags_override_in_this_order(tmp_path):
      ("listen = 1\n", "outside of any section"), ("[draft]\nthreads = 0\n", "draft.threads is 0"),
      ('[draft]\nthreads = "many"\n', "draft.threads is 'many'"), ("[serve]\nplayground = 1\n", "serve.playground is 1"),
      ("[limits]\nconcurrent = -1\n", "limits.concurrent is -1"), ("[cloud]\noffline = 'maybe'\n", "cloud.offline"),
-     ("[draft]\nthreads = 1.5\n", "draft.threads is 1.5"), ("not toml", "cannot be read")],
+     ("[draft]\nthreads = 1.5\n", "draft.threads is 1.5"), ("not toml", "cannot be read"),
+     ("[serve]\norigins = ['https://app.example/']\n", "serve.origins is 'https://app.example/'"),
+     ("[serve]\norigins = ['app.example']\n", "serve.origins"), ("[serve]\nhosts = ['edge:8484']\n", "serve.hosts")],
 )  # fmt: skip
 def test_mistakes_are_told_with_their_name(tmp_path, text, said):
     with pytest.raises(ConfigError, match=said):
