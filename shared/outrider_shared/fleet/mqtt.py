@@ -102,8 +102,8 @@ class MqttBroker:
         client.paho.manual_ack_set(True)
         try:
             await _typed(client.__aenter__(), f"{self._config.host}:{self._config.port}")
-        except UnavailableError:
-            # A handshake that the broker answered with an alert leaves the socket open.
+        except BaseException:
+            # A handshake that the broker answered with an alert leaves the socket open, and so does who does not wait.
             client.cut()
             raise
         return MqttConnection(client, queue, options)
