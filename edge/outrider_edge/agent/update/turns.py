@@ -15,6 +15,7 @@ from typing import Protocol
 
 SHARE = 0.05  # of the time, while somebody waits
 _TURN_S = 0.004
+_QUIET_S = 0.04  # a shorter pause between two answers is none
 _MOST_REST_S = 2.0  # however late this program was to stop it
 
 
@@ -31,15 +32,29 @@ class Answering(Protocol):
 
 async def take_turns(process: asyncio.subprocess.Process, host: Answering) -> None:
     """Stop the process and let it go on, until it ended or this is cancelled."""
-    stopped = False
+    stopped, asked_at = False, float("-inf")
     with contextlib.suppress(ProcessLookupError):
         while process.returncode is None:
             if stopped:
                 process.send_signal(signal.SIGCONT)
             stopped, began = False, time.monotonic()
             await asyncio.sleep(_TURN_S)
+            now = time.monotonic()
             if host.answering:
+                asked_at = now
+            if now - asked_at < _QUIET_S:
                 process.send_signal(signal.SIGSTOP)
-                stopped, ran_s = True, time.monotonic() - began
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(host.at_rest(), min(_MOST_REST_S, ran_s * (1 / SHARE - 1)))
+                stopped, rest_s = True, min(_MOST_REST_S, (now - began) * (1 / SHARE - 1))
+                asked_at = float("-inf") if await _quiet(host, rest_s) else time.monotonic()
+
+
+async def _quiet(host: Answering, within_s: float) -> bool:
+    """Whether there was a pause within that time."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            while True:
+                await host.at_rest()
+                await asyncio.sleep(_QUIET_S)
+                if not host.answering:
+                    return True
+    return False
