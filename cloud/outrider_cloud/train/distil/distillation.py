@@ -117,7 +117,7 @@ class Distillation:
         course = ShardCourse(base, config.tokens_per_batch, config.seed)
         run = Fit(self.draft, course, loss, self.fit, self.folder, self.validate, world=self.world)
         run.resume()
-        length = -(-self.fit.steps // config.rounds)
+        length = -(-self.fit.steps // (config.rounds if any(config.on_policy) else 1))
         while run.step < self.fit.steps and not run.stopped:
             number = run.step // length
             run.batches = self._round(number, course, length)

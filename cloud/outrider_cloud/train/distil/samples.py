@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from outrider_cloud.train.loop.losses import chosen_logits, positions
-from outrider_cloud.train.loop.meter import Meter, progress_bar
+from outrider_cloud.train.loop.meter import Meter, note, progress_bar
 from outrider_cloud.train.texts.batches import Batch
 from outrider_cloud.train.texts.chat import Example
 from outrider_cloud.train.texts.corpus import stable_hash
@@ -211,7 +211,8 @@ def _append(
 
         def tick(texts: int, tokens: int) -> None:
             meter.add(0.0, tokens)
-            progress.update(bar, advance=texts, note=f"texts, {meter.take()['tokens_per_s']:.4g} tokens/s")
+            progress.update(bar, advance=texts)
+            note(progress, bar, f"texts, {meter.take()['tokens_per_s']:.4g} tokens/s")
 
         for start in range(0, len(prompts), stride):
             part = prompts[start : start + stride]

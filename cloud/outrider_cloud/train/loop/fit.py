@@ -25,7 +25,7 @@ from outrider_cloud.train.loop.compiling import compiled
 from outrider_cloud.train.loop.config import FitConfig
 from outrider_cloud.train.loop.halves import Halves
 from outrider_cloud.train.loop.losses import computing
-from outrider_cloud.train.loop.meter import Meter, progress_bar
+from outrider_cloud.train.loop.meter import Meter, note, progress_bar
 from outrider_cloud.train.loop.optimizers import make_optimizers
 from outrider_cloud.train.loop.world import World
 from outrider_cloud.train.texts.batches import Batch
@@ -225,8 +225,8 @@ class Fit:
             self._judge(told)
             meter.restart()
         if figures and self.world.leads:
-            note = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            progress.update(bar, note=note)
+            progress.update(bar, completed=self.step)
+            note(progress, bar, "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
             path = self._folder / "log.jsonl"
             with storage_errors(path), path.open("a") as log:
                 log.write(json.dumps({"step": self.step, **{k: round(v, 7) for k, v in figures.items()}}) + "\n")

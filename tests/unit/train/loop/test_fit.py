@@ -62,10 +62,13 @@ def test_progress_goes_to_stderr_alone(
     course: ShardCourse, make_tiny: MakeTiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
     """Standard output is the result's: with --json it holds one object."""
-    Fit(make_tiny(0), course, text_loss, config(5), tmp_path).run()
+    Fit(make_tiny(0), course, text_loss, config(15), tmp_path).run()
     out, err = capfd.readouterr()
     assert out == ""
-    assert "5/5" in err
+    told = [line for line in err.splitlines() if "  loss " in line]
+    assert [line.partition("  ")[0] for line in told[:3]] == ["5/15", "10/15", "15/15"]  # no bar in a log: lines
+    assert "tokens_per_s" in told[1]
+    assert told[1].endswith(" left")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
