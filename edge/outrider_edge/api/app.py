@@ -20,7 +20,7 @@ from outrider_edge.api.metrics import CONTENT_TYPE
 from outrider_edge.api.playground import add_playground
 from outrider_edge.api.problems import validation_response
 from outrider_edge.api.replies import Reply
-from outrider_edge.api.schemas import ChatRequest, CompletionRequest  # noqa: TC001 - FastAPI reads the routes' types
+from outrider_edge.api.schemas import ChatRequest, CompletionRequest, ErrorReply
 from outrider_edge.api.streaming import DONE, EventStream, GoneError, failure, smoothed, sse, unless_gone
 from outrider_shared.errors import InputError, OutriderError, UnknownModelError
 
@@ -44,15 +44,24 @@ _ELSEWHERE = (
 )  # fmt: skip
 LocalOnly = Annotated[bool, Header(alias="X-Outrider-Local-Only", description="Nothing leaves the device.")]
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": about}
+    status: {"description": about, "model": ErrorReply}
     for status, about in (
         (400, "The request cannot be done as it is."), (401, "A key is needed."),
         (403, "Host or origin is not allowed."), (404, "No such model."), (413, "Too large."),
         (429, "Too many at once."), (500, "A fault of the device or the cloud."),
         (503, "Loading, stopping, or no cloud."),
-        (504, "The deadline passed."),
+        (504, "The deadline passed."), ("default", "Any other fault."),
     )
 }  # fmt: skip
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer: whole, or streamed as chunks and `[DONE]`.",
+        "content": {
+            "application/json": {"schema": {"type": "object"}},
+            "text/event-stream": {"schema": {"type": "string"}},
+        },
+    }
+}
 
 
 def build_app(desk: Desk, config: EdgeConfig, metrics: Metrics, api_key: str = "") -> ASGIApp:
@@ -104,7 +113,7 @@ def _add_answers(app: FastAPI, desk: Desk, config: EdgeConfig, metrics: Metrics)
             _log.info("answered", route=route, answer=reply.text)
         return JSONResponse(body)
 
-    @app.post("/v1/chat/completions", responses=_ERRORS)
+    @app.post("/v1/chat/completions", responses=_ANSWERS | _ERRORS)
     async def chat(request: Request, body: ChatRequest, x_outrider_local_only: LocalOnly = False) -> Response:
         """Answer a conversation."""
         ask = chat_ask(body, desk.outfit, defaults, local_only=x_outrider_local_only, redact=desk.redact)
@@ -112,7 +121,7 @@ def _add_answers(app: FastAPI, desk: Desk, config: EdgeConfig, metrics: Metrics)
         _note(config, ask, body)
         return await respond(request, ask, chat=True, stream=body.stream)
 
-    @app.post("/v1/completions", responses=_ERRORS)
+    @app.post("/v1/completions", responses=_ANSWERS | _ERRORS)
     async def complete(request: Request, body: CompletionRequest, x_outrider_local_only: LocalOnly = False) -> Response:
         """Continue a text."""
         ask = completion_ask(body, desk.outfit, defaults, local_only=x_outrider_local_only, redact=desk.redact)
@@ -161,7 +170,7 @@ def _add_facts(app: FastAPI, desk: Desk, metrics: Metrics) -> None:
         """Names under which answers can be asked for; any other name is answered by the first."""
         return {"object": "list", "data": [card(name) for name in await desk.models()]}
 
-    @app.get("/v1/models/{model:path}", responses={404: _ERRORS[404], 503: _ERRORS[503]})
+    @app.get("/v1/models/{model:path}", responses={status: _ERRORS[status] for status in (404, 503, "default")})
     async def one_model(model: str) -> dict[str, Any]:
         """One of them."""
         if model not in await desk.models():

@@ -82,6 +82,8 @@ class Daemon:
                 device = await asyncio.to_thread(open_device, self._config)
                 async with device:
                     self.desk.wear(device)
+                    if not self._config.defaults.local_only:
+                        tasks.append(asyncio.create_task(self.desk.learn_names()))
                     if agent is not None:
                         tasks.append(asyncio.create_task(_run_agent(agent)))
                     url = _url(listening)

@@ -131,6 +131,10 @@ class Desk:
         self._described = (now, answer)
         return answer
 
+    async def learn_names(self) -> None:
+        """Ask the cloud what it holds, so that the first answer names its model as the later ones do."""
+        await self.describe()
+
     async def models(self) -> list[str]:
         """Names under which answers can be asked for: the cloud's model first, the draft alone last."""
         answer = await self.describe()

@@ -29,6 +29,21 @@ class Model(BaseModel):
         return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
+class ErrorTold(BaseModel):
+    """What was wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(BaseModel):
+    """Body of an answer that is none."""
+
+    error: ErrorTold
+
+
 class Part(Model):
     """One part of a message."""
 

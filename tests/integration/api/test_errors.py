@@ -114,6 +114,17 @@ def test_what_is_no_fields_fault_says_so_with_a_code(narrow, asked, status, para
     assert (got, error["type"], error["param"], error["code"]) == (status, "invalid_request_error", param, code)
 
 
+def test_the_description_tells_no_other_errors(device):
+    """Every route describes the error body that is given, and none that another framework would give."""
+    described = call(device, "GET", "/openapi.json")[1]
+    assert "HTTPValidationError" not in described["components"]["schemas"]
+    answers = described["paths"]["/v1/chat/completions"]["post"]["responses"]
+    assert set(answers["200"]["content"]) == {"application/json", "text/event-stream"}
+    assert answers["400"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorReply")
+    told = call(device, body=b"{")[1]["error"]
+    assert set(told) == set(described["components"]["schemas"]["ErrorTold"]["required"])
+
+
 def test_clients_are_told_whether_to_come_back(device):
     """OpenAI's client tries again after a 5xx: not where that is of no use. HEAD is GET without its body."""
     assert call(device, "HEAD", "/v1/embeddings")[1]["x-should-retry"] == "false"
