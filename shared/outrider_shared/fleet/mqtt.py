@@ -24,7 +24,7 @@ from outrider_shared.errors import ConfigError, OutriderError, RefusedError, Una
 from outrider_shared.fleet.transport import Connect, Message, Will
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Awaitable
     from pathlib import Path
 
     from paho.mqtt.client import Client as PahoClient
@@ -100,10 +100,18 @@ class MqttBroker:
         )
         client.pending_calls_threshold = 1 << 20
         client.paho.manual_ack_set(True)
+        entering = asyncio.ensure_future(client.__aenter__())
         try:
-            await _typed(client.__aenter__(), f"{self._config.host}:{self._config.port}")
-        except BaseException:
-            # A handshake that the broker answered with an alert leaves the socket open, and so does who does not wait.
+            await _typed(asyncio.shield(entering), f"{self._config.host}:{self._config.port}")
+        except UnavailableError:
+            # A handshake that the broker answered with an alert leaves the socket open.
+            client.cut()
+            raise
+        except asyncio.CancelledError:
+            # The thread that opens the socket cannot be stopped: what it opens is closed here.
+            await asyncio.wait((entering,))
+            if not entering.cancelled():
+                entering.exception()  # asked for, so that asyncio does not complain that nobody did
             client.cut()
             raise
         return MqttConnection(client, queue, options)
@@ -250,7 +258,7 @@ class _Client(aiomqtt.Client):
             raise aiomqtt.MqttError("the broker did not acknowledge the message")
 
 
-async def _typed(call: Coroutine[Any, Any, T], what: str) -> T:
+async def _typed(call: Awaitable[T], what: str) -> T:
     """Await a call of aiomqtt; its errors become ours."""
     try:
         return await call

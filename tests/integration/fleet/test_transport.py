@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 
 import pytest
 
@@ -220,6 +219,27 @@ def test_response_topic_and_correlation_travel(brokers):
     asyncio.run(run())
 
 
+def test_who_stops_waiting_for_a_connection_leaves_nothing_behind(real):
+    """At any moment of it: a device that is ended while it connects complains of nothing."""
+    complaints: list[str] = []
+
+    async def run():
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, told: complaints.append(str(told)))
+        for step in range(12):
+            connecting = asyncio.create_task(real.of("d1").connect(Connect("d1")))
+            await asyncio.sleep(0.004 * step)
+            connecting.cancel()
+            for found in await asyncio.gather(connecting, return_exceptions=True):
+                if not isinstance(found, BaseException):
+                    await found.close()
+        await asyncio.sleep(0.1)
+        left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        assert left == []
+
+    asyncio.run(run())
+    assert complaints == []
+
+
 class TestIdentity:
     """Who one is comes from the certificate and from nowhere else (real broker only: it is about TLS)."""
 
@@ -271,25 +291,3 @@ class TestIdentity:
                 await MqttBroker(config).connect(Connect("d1"))
 
         asyncio.run(run())
-
-
-def test_who_stops_waiting_for_a_connection_leaves_nothing_behind(real):
-    """At any moment of it: a device that is ended while it connects complains of nothing."""
-    complaints: list[str] = []
-
-    async def run():
-        asyncio.get_running_loop().set_exception_handler(lambda _loop, told: complaints.append(str(told)))
-        for step in range(12):
-            connecting = asyncio.create_task(real.of("d1").connect(Connect("d1")))
-            await asyncio.sleep(0.004 * step)
-            connecting.cancel()
-            for found in await asyncio.gather(connecting, return_exceptions=True):
-                if not isinstance(found, BaseException):
-                    await found.close()
-        await asyncio.sleep(0.1)
-        left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        assert left == []
-
-    asyncio.run(run())
-    gc.collect()
-    assert complaints == []
