@@ -38,7 +38,7 @@ class Draft:
     modelled: float
 
 
-FIRST, GOOD, BAD = Draft("draft-1", 0.2, 0.8), Draft("draft-2", 0.0, 0.9), Draft("draft-3", 0.27, 0.66)
+FIRST, GOOD, BAD = Draft("draft-1", 0.23, 0.8), Draft("draft-2", 0.0, 0.9), Draft("draft-3", 0.27, 0.66)
 
 
 @dataclass(frozen=True, slots=True)
