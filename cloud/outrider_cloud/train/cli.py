@@ -47,7 +47,7 @@ def train() -> None:
 
 
 @train.command()
-@recipe_option("bundled-target")
+@recipe_option("bundled-target, bundled-target-further")
 @DATA
 @MODEL_OUT
 @WORK

@@ -72,8 +72,9 @@ def test_the_draft_recipes_that_ship_are_read(name: str):
     assert read_recipe(DraftRecipe, name, {"fit.steps": 7}).fit.steps == 7
 
 
-def test_the_target_recipe_that_ships_is_read():
+def test_the_target_recipes_that_ship_are_read():
     assert read_recipe(TargetRecipe, "bundled-target", {}).model["hidden_size"] == 256
+    assert read_recipe(TargetRecipe, "bundled-target-further", {}).init == "bundled"
 
 
 @pytest.mark.parametrize(
