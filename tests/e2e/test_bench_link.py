@@ -10,7 +10,23 @@ import sys
 import pytest
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-SMALL = ["--rtt", "0,60", "--step-ms", "20", "--count", "1", "--tune", "1", "--lengths", "1", "--max-tokens", "40"]
+# Of that request most drafts are refused: from 60 ms away the edge is late, and the draft model in the cloud is not.
+SMALL = [
+    "--rtt",
+    "0,60",
+    "--step-ms",
+    "20",
+    "--skip",
+    "5",
+    "--count",
+    "1",
+    "--tune",
+    "1",
+    "--lengths",
+    "1",
+    "--max-tokens",
+    "40",
+]
 
 
 def bench(*flags: str, module: str = "outrider_edge.bench.cli") -> subprocess.CompletedProcess[str]:
@@ -68,8 +84,7 @@ def expect_verdicts(verdicts, *, beyond):
         assert verdict["worst"] > 0
     bars = {verdict["bar"]: verdict for verdict in verdicts}
     assert bars["ahead: tokens/s of plain streaming"]["cells"] == 2
-    low, high = bars["ahead: tokens/s of plain streaming"]["interval"]
-    assert 0 < low <= high
+    assert "interval" not in bars["ahead: tokens/s of plain streaming"], "one request tells of no doubt"
     assert bars["the text of plain streaming, in parts of the cells"]["reached"]
     assert any(bar.startswith("many devices") for bar in bars) == beyond
     assert ("a dead link is told, s after it died" in bars) == beyond

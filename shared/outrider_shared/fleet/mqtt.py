@@ -34,6 +34,17 @@ T = TypeVar("T")
 _REFUSALS = frozenset({0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C})  # identity and authorisation, of a CONNACK
 
 
+class _Socket(ssl.SSLSocket):
+    """Closes itself where the handshake fails: paho has not taken it over then, and nobody else would."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except (OSError, ValueError):
+            self.close()
+            raise
+
+
 @dataclass(frozen=True, slots=True)
 class MqttConfig:
     """Where the broker is, and who we are.
@@ -62,6 +73,7 @@ class MqttConfig:
             return None
         try:
             context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(self.ca))
+            context.sslsocket_class = _Socket
             if self.certificate is not None:
                 context.load_cert_chain(str(self.certificate), None if self.key is None else str(self.key))
         except (OSError, ssl.SSLError) as error:
@@ -103,8 +115,8 @@ class MqttBroker:
         entering = asyncio.ensure_future(client.__aenter__())
         try:
             await _typed(asyncio.shield(entering), f"{self._config.host}:{self._config.port}")
-        except UnavailableError:
-            # A handshake that the broker answered with an alert leaves the socket open.
+        except OutriderError:
+            # A handshake that the broker answered with an alert leaves the socket open, and so may a refusal.
             client.cut()
             raise
         except asyncio.CancelledError:

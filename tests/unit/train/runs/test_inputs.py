@@ -109,7 +109,9 @@ def test_a_recipe_without_steps_has_those_of_its_kind():
 
 
 def test_an_unknown_recipe_names_those_that_there_are():
-    with pytest.raises(ConfigError, match="bundled-draft, bundled-eval, bundled-further, bundled-target, own"):
+    with pytest.raises(
+        ConfigError, match="bundled-draft, bundled-eval, bundled-further, bundled-target, bundled-target-further"
+    ):
         read_recipe(DraftRecipe, "mine", {})
 
 
