@@ -8,7 +8,8 @@ Rules:
     * A text that it has not read yet is read before a step only if that takes a part of the step; else beside steps,
       those that read the prompt for the target included.
     * While the target's step runs, it drafts on (`ahead`), as far as there is time.
-    * It rests for sessions whose device keeps up: whose drafts come so soon that the step waits for them.
+    * It rests for sessions whose device keeps up: whose drafts come so soon that the step waits for them, or would,
+      if the model's own rounds stood before it.
     * Only rows that would stay empty are filled. As edges fill them, the work goes back to the edges.
     * A draft model that fails is let go: sessions lose its drafts, nothing else.
     * The last token of an answer is the target's own: nothing is drafted for it.
@@ -51,6 +52,8 @@ _WIDTH = 2
 _SURE = 0.85
 # Reading for less than this part of a step is done before it, and wins several tokens at once.
 _READ_SHARE = 0.5
+# What the model drafts for a step takes about as many rounds.
+_ROUNDS = 8
 # Ahead of a step, what is now unlikely may be likely behind it.
 _LEAST_AHEAD = 0.02
 
@@ -116,14 +119,15 @@ class CloudDrafts:
             if room > 0 and not session.tree.children:
                 room -= self._look_up(session, room)
         if self._model is not None and room > 0:
-            self._draft(self._model, [s for s in drafted_for if not s.keeps_up(SOON * step_s)], room, step_s)
+            soon_s = self._soon_s(self._model, step_s)
+            self._draft(self._model, [s for s in drafted_for if not s.keeps_up(soon_s)], room, step_s)
         return time.perf_counter() - started
 
     def begin(self, works: Sequence[Work], step_s: float) -> None:
         """Draft on below what is about to run, until the step ends."""
-        if self.ahead is None or self._room([work.session for work in works]) <= 0:
+        if self.ahead is None or self._model is None or self._room([work.session for work in works]) <= 0:
             return
-        soon_s = SOON * step_s
+        soon_s = self._soon_s(self._model, step_s)
         sessions = [s for s in (w.session for w in works) if s.request.own_drafts and not s.keeps_up(soon_s)]
         rows = self._config.max_draft_rows
         self.ahead.begin(lambda: [Growth(session, rows, _LEAST_AHEAD) for session in sessions], step_s)
@@ -146,6 +150,10 @@ class CloudDrafts:
             self._ended.append(session_id)
         elif self._model is not None:
             self._model.forget(session_id)
+
+    def _soon_s(self, model: GuessModel, step_s: float) -> float:
+        """Drafts that come so soon after a commit are soon enough: the model would take its time, too."""
+        return SOON * step_s + _ROUNDS * model.seconds(1)
 
     def _room(self, sessions: Sequence[Session]) -> int:
         """Rows that stay empty, if these run with what they have."""
