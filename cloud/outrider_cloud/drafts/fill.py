@@ -65,6 +65,12 @@ def source_of(node: Node) -> Source:
     return Source.LOOKUP if node.guess is not None and node.guess.source == LOOKUP else Source.MODEL
 
 
+def _left_to(model: GuessModel, sessions: Sequence[Session], step_s: float) -> list[Session]:
+    """Whose devices do not keep up: their drafts are later than the step waits, by more than the model would take."""
+    soon_s = SOON * step_s + _ROUNDS * model.seconds(1)
+    return [session for session in sessions if not session.keeps_up(soon_s)]
+
+
 class CloudDrafts:
     """Drafts for the sessions of one engine.
 
@@ -119,16 +125,15 @@ class CloudDrafts:
             if room > 0 and not session.tree.children:
                 room -= self._look_up(session, room)
         if self._model is not None and room > 0:
-            soon_s = self._soon_s(self._model, step_s)
-            self._draft(self._model, [s for s in drafted_for if not s.keeps_up(soon_s)], room, step_s)
+            self._draft(self._model, _left_to(self._model, drafted_for, step_s), room, step_s)
         return time.perf_counter() - started
 
     def begin(self, works: Sequence[Work], step_s: float) -> None:
         """Draft on below what is about to run, until the step ends."""
         if self.ahead is None or self._model is None or self._room([work.session for work in works]) <= 0:
             return
-        soon_s = self._soon_s(self._model, step_s)
-        sessions = [s for s in (w.session for w in works) if s.request.own_drafts and not s.keeps_up(soon_s)]
+        willing = [work.session for work in works if work.session.request.own_drafts]
+        sessions = _left_to(self._model, willing, step_s)
         rows = self._config.max_draft_rows
         self.ahead.begin(lambda: [Growth(session, rows, _LEAST_AHEAD) for session in sessions], step_s)
 
@@ -150,10 +155,6 @@ class CloudDrafts:
             self._ended.append(session_id)
         elif self._model is not None:
             self._model.forget(session_id)
-
-    def _soon_s(self, model: GuessModel, step_s: float) -> float:
-        """Drafts that come so soon after a commit are soon enough: the model would take its time, too."""
-        return SOON * step_s + _ROUNDS * model.seconds(1)
 
     def _room(self, sessions: Sequence[Session]) -> int:
         """Rows that stay empty, if these run with what they have."""

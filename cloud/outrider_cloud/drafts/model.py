@@ -63,6 +63,34 @@ class Ask:
         return len(self.log) + len(self.tail)
 
 
+@dataclass(slots=True)
+class Pace:
+    """What a draft model takes these days: for what is usually new, and for a row of a text that was not read yet.
+
+    Attributes:
+        usual_s: Of a forward that adds what usually is new; 0 before the first.
+        row_s: Of a row of any other; 0 before the first.
+    """
+
+    usual_s: float = 0.0
+    row_s: float = 0.0
+
+    def note(self, rows: int, asks: int, taken_s: float) -> None:
+        """A forward of so many rows for so many questions took that long."""
+        if rows <= USUAL_ROWS * asks:
+            self.usual_s = _followed(self.usual_s, taken_s)
+        else:
+            self.row_s = _followed(self.row_s, taken_s / rows)
+
+    def reading_s(self, rows: int) -> float:
+        """See `GuessModel`, for a question that takes so many rows."""
+        return rows * self.row_s if rows > USUAL_ROWS else 0.0
+
+
+def _followed(old: float, new: float) -> float:
+    return old + (new - old) * (_FOLLOW if old else 1.0)
+
+
 class GuessModel(Protocol):
     """A draft model, as those who ask see it."""
 
@@ -111,17 +139,16 @@ class DraftModel:
         self._runner, self._config, self._clock = runner, config, clock
         self._pool = BlockPool(config.blocks, config.block_size)
         self._held: OrderedDict[SessionId, _Held] = OrderedDict()
-        self._round_s = self._row_s = 0.0
+        self._pace = Pace()
 
     def seconds(self, asks: int) -> float:  # noqa: ARG002 - one forward for all
         """See `GuessModel`."""
-        return self._round_s
+        return self._pace.usual_s
 
     def reading_s(self, ask: Ask) -> float:
         """See `GuessModel`."""
         held = self._held.get(ask.session_id)
-        rows = ask.length - (0 if held is None else len(held.tokens))
-        return rows * self._row_s if rows > USUAL_ROWS else 0.0
+        return self._pace.reading_s(ask.length - (0 if held is None else len(held.tokens)))
 
     def guess(self, asks: Sequence[Ask], width: int) -> list[Guess | None]:
         """See `GuessModel`; None where the draft's context or memory ends."""
@@ -145,11 +172,7 @@ class DraftModel:
         logits = self._runner.run(batch).float().cpu().numpy()
         for index, row in answers.items():
             guesses[index] = guess(logits[row], asks[index].length, asks[index].params, width)
-        taken = self._clock() - started
-        if len(batch.tokens) <= USUAL_ROWS * len(asks):
-            self._round_s += (taken - self._round_s) * (_FOLLOW if self._round_s else 1.0)
-        else:
-            self._row_s += (taken / len(batch.tokens) - self._row_s) * (_FOLLOW if self._row_s else 1.0)
+        self._pace.note(len(batch.tokens), len(asks), self._clock() - started)
         return guesses
 
     def forget(self, session_id: SessionId) -> None:

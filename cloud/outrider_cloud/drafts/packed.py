@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from outrider_cloud.drafts.model import READING, USUAL_ROWS
+from outrider_cloud.drafts.model import READING, Pace
 from outrider_shared.drafting.drafter import ModelDrafter
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from outrider_shared.ids import SessionId
     from outrider_shared.sampling.rule import Guess
 
-_FOLLOW = 0.2
 # A text that was not read yet is read so many rows a round: it may be in the way of a step.
 _PIECE = 64
 
@@ -41,17 +40,16 @@ class PackedDraftModel:
         self._capacity = model.default_capacity
         self._most = max(1, kv_tokens // self._capacity)
         self._drafters: OrderedDict[SessionId, ModelDrafter] = OrderedDict()
-        self._pass_s = self._row_s = 0.0
+        self._pace = Pace()
 
     def seconds(self, asks: int) -> float:
         """See `GuessModel`."""
-        return asks * self._pass_s
+        return asks * self._pace.usual_s
 
     def reading_s(self, ask: Ask) -> float:
         """See `GuessModel`."""
         drafter = self._drafters.get(ask.session_id)
-        rows = ask.length if drafter is None else drafter.missing([*ask.log, *ask.tail])
-        return rows * self._row_s if rows > USUAL_ROWS else 0.0
+        return self._pace.reading_s(ask.length if drafter is None else drafter.missing([*ask.log, *ask.tail]))
 
     def guess(self, asks: Sequence[Ask], width: int) -> list[Guess | None]:
         """See `GuessModel`; None where the draft's context ends."""
@@ -68,11 +66,7 @@ class PackedDraftModel:
         missing = drafter.missing(tokens)
         rows, started = min(missing, _PIECE), self._clock()
         guess = drafter.propose(tokens[: len(tokens) - missing + rows], ask.params, width)
-        taken = self._clock() - started
-        if rows > USUAL_ROWS:
-            self._row_s += (taken / rows - self._row_s) * (_FOLLOW if self._row_s else 1.0)
-        else:
-            self._pass_s += (taken - self._pass_s) * (_FOLLOW if self._pass_s else 1.0)
+        self._pace.note(rows, 1, self._clock() - started)
         return guess if rows == missing else READING
 
     def _drafter_of(self, session_id: SessionId) -> ModelDrafter:

@@ -170,12 +170,16 @@ class Session:
             return 0.0
         if self.silent_since is None:
             return latest_s
-        return soon_s if self.silent_since >= self.hold_since else 0.0
+        return soon_s if self._heard else 0.0
 
     def keeps_up(self, soon_s: float) -> bool:
         """Whether the device's drafts usually come within `soon_s` of a commit, and did lately."""
-        heard = self.silent_since is None or self.silent_since >= self.hold_since
-        return heard and self.response_s is not None and self.response_s <= soon_s
+        return self._heard and self.response_s is not None and self.response_s <= soon_s
+
+    @property
+    def _heard(self) -> bool:
+        """Whether no whole commit passed since the device was heard."""
+        return self.silent_since is None or self.silent_since >= self.hold_since
 
     def note_draft(self, anchor: int, now: float) -> None:
         """A draft for the log's end at `anchor` came (0: below an older one): follow how long drafts take."""

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from sqlalchemy import func, select
@@ -18,6 +17,7 @@ from outrider_cloud.fleet.registry import tables
 from outrider_cloud.fleet.serve import open_registry
 from support.daemon import ENVIRONMENT
 from support.mosquitto import running
+from support.served import until
 from support.updates import tiny_pack
 
 DEVICES = 8
@@ -30,14 +30,6 @@ def home(tmp_path, monkeypatch):
     made = new_home(tmp_path / "fleet")
     publish(made.repository, tiny_pack(tmp_path / "next", "next"), version="1", device_class="int8")
     return made
-
-
-def until(service, path: str, found) -> dict:
-    end = time.monotonic() + 120
-    while not found(answer := service.ask(path)):
-        assert time.monotonic() < end, answer
-        time.sleep(0.05)
-    return answer
 
 
 def test_a_roll_out_outlives_its_broker_and_its_controller(home, tmp_path):

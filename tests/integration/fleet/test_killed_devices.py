@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -30,6 +29,7 @@ from outrider_shared.fleet.artifact import Golden
 from outrider_shared.packs import bundled_pack
 from support.daemon import ENVIRONMENT
 from support.mosquitto import running
+from support.served import until
 from support.updates import variant
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ BACK = ("assigned", "staged", "self_test", "switched", "probation+", "committed+
 LEFT = ("probation", "probation+", "probation+!", "rolled_back+")
 ALL = os.environ.get("OUTRIDER_KILLS") == "all"
 FILES, WHEN = ("*", "*") if ALL else ("journal", "after")
+WITHIN_S = 240.0
 GATES = {"acceptance": False, "latency": False, "min_pairs": 0, "min_executed": 1, "max_failed": 0.5}
 
 
@@ -91,14 +92,6 @@ class Device:
         return slots.reference(slots.current()).target
 
 
-def until(service, path: str, found) -> dict:
-    end = time.monotonic() + 240
-    while not found(answer := service.ask(path)):
-        assert time.monotonic() < end, answer
-        time.sleep(0.05)
-    return answer
-
-
 @pytest.fixture(scope="module")
 def packs(tmp_path_factory):
     """Of each roll-out: a good draft, one that another golden prompt was signed for, one that will crash."""
@@ -122,19 +115,19 @@ def test_a_device_killed_at_every_step_of_its_journal_ends_on_a_working_draft(tm
     with running(home), serving(home) as service, contextlib.ExitStack() as alive:
         for device in devices:
             alive.enter_context(device)
-        until(service, "/overview", lambda seen: seen["online"] == len(devices))
+        until(service, "/overview", lambda seen: seen["online"] == len(devices), WITHIN_S)
         service.send("PATCH", "/config", {"telemetry_s": 0.5, "probation_s": 0.0, "probation_boots": 50})
         service.send("PATCH", "/devices/crashing-1/config", {"probation_boots": 1})
         for name, target in targets.items():
             roll_out(service, name, target)
-        ended = {name: until(service, f"/rollouts/{name}", _ended) for name in targets}
+        ended = {name: until(service, f"/rollouts/{name}", _ended, WITHIN_S) for name in targets}
         assert {name: (row["state"], row["counts"]) for name, row in ended.items()} == {
             "good": ("succeeded", {"committed": 1}), "unfit": ("rolled_back", {"reverted": 1}),
             "crashing": ("rolled_back", {"reverted": 1}),
         }  # fmt: skip
         assert _reported(service, good) == targets["good"] == good.in_use()
         service.send("POST", "/rollouts/good/rollback", None)
-        back = until(service, "/rollouts/good", lambda row: row["state"] == "rolled_back")
+        back = until(service, "/rollouts/good", lambda row: row["state"] == "rolled_back", WITHIN_S)
         assert back["counts"] == {"reverted": 1}
         for device in devices:
             assert _reported(service, device) == "bundled" == device.in_use(), device.log
@@ -180,7 +173,7 @@ def _ended(row: dict) -> bool:
 def _reported(service, device: Device) -> str:
     """What the device says it drafts with, once it has said so to the end."""
     done = lambda row: row["online"] and row["desired"]["version"] == row["applied_version"]  # noqa: E731 - one line
-    return until(service, f"/devices/{device.name}", done)["active_target"]
+    return until(service, f"/devices/{device.name}", done, WITHIN_S)["active_target"]
 
 
 def _counted_once(home) -> None:
