@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 import torch
 
 from outrider_cloud.drafts.build import build_draft
+from outrider_cloud.engine.cuda_graphs import Graphs
 from outrider_cloud.engine.cuda_runner import CudaRunner
 from outrider_cloud.engine.engine import Engine
 from outrider_cloud.engine.exactness import agreeing_buckets
@@ -102,7 +103,7 @@ def build_runner(
         loaded = model
     platform = cpu_platform(exact=config.exact)
     if on.type == "cuda":
-        return _on_card(loaded, config, on)
+        return _on_card(loaded, config, world or World(), on)
     if pace_step_s := placement.get("pace_step_s", 0.0):
         return PacedRunner(loaded, platform, config, pace_step_s)
     return ModelRunner(loaded, platform, config)
@@ -117,10 +118,11 @@ def _admit(folder: Path, config: EngineConfig, dtype: torch.dtype, world: World,
     return planned.kv_bytes(config.blocks * config.block_size, dtype, world)
 
 
-def _on_card(loaded: LoadedModel, config: EngineConfig, device: torch.device) -> ModelRunner:
+def _on_card(loaded: LoadedModel, config: EngineConfig, world: World, device: torch.device) -> ModelRunner:
     check_fit(loaded.layers, loaded.vocabulary, loaded.dtype, shared_bytes(device))
     try:
-        runner = CudaRunner(loaded, cuda_platform(GpuLauncher(device), config.block_size), config)
+        platform = cuda_platform(GpuLauncher(device), config.block_size)
+        runner = CudaRunner(loaded, platform, config, Graphs(world.agree))
         runner.prepare()
     except torch.OutOfMemoryError as error:
         raise ConfigError(

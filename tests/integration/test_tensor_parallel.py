@@ -64,6 +64,16 @@ def test_ranks_give_the_tokens_of_the_whole_model(found):
         assert max(found[name]["steps"]) <= 5
 
 
+def test_a_graph_that_one_rank_cannot_record_is_replayed_by_none(found):
+    """Both replay the first sum and launch the others, and each log says why."""
+    here, there = found["captures"]
+    expected = [["replayed", 21.0], ["launched", 41.0], ["launched", 61.0], ["replayed", 21.0]]
+    assert here["ran"] == there["ran"] == expected
+    assert here["recorded"] == there["recorded"] == 2  # what comes after is not tried by either
+    assert there["reasons"] == ["operation not permitted when stream is capturing"]
+    assert here["reasons"] == ["another rank of this model could not, and all have to do the same"]
+
+
 async def _appears(path, process):
     for _ in range(1800):
         if path.exists():

@@ -1,6 +1,7 @@
 """One of four processes that share a model: `python -m support.ranks FOLDER STORE RANK`; rank 0 prints what it found.
 
 Four ranks serve with four shards, then two of them with four and with two; each time plainly and with drafted trees.
+Before that two of them record sums as CUDA graphs would be, of which one rank cannot record the second.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
+from structlog.testing import capture_logs
 
 from outrider_cloud.build import build_runner
 from outrider_cloud.engine.config import EngineConfig
+from outrider_cloud.engine.cuda_graphs import Graphs, Uncapturable
 from outrider_cloud.engine.engine import Engine
 from outrider_cloud.generate import generate
 from outrider_cloud.parallel.peers import Channel, Followers, follow
@@ -68,11 +71,50 @@ def drafted(runner: ModelRunner, loaded: LoadedModel, params: SamplingParams, ex
     return ended.log[len(PROMPT) :], ended.usage.steps
 
 
+class Recorder:
+    """In the place of CUDA's: a recorded sum adds over a group of its own, so it never meets one that is launched.
+
+    That is NCCL's rule, too: what one rank replays and another launches waits for ever.
+    """
+
+    def __init__(self, refused: int, group: dist.ProcessGroup) -> None:
+        self.refused, self.group, self.recorded = refused, group, 0
+
+    def __call__(self, compute):
+        self.recorded += 1
+        if self.recorded == self.refused:
+            raise Uncapturable("operation not permitted when stream is capturing")
+        return lambda: compute(self.group)
+
+
+def captured(world: World, graphs_of_two: dist.ProcessGroup) -> dict[str, object]:
+    """Three sums over two ranks, of which rank 1 cannot record the second: how each ran here, and what came of it."""
+    recorder = Recorder(2 if world.rank == 1 else 0, graphs_of_two)
+    graphs = Graphs(world.agree, recorder)
+
+    def compute(number: int):
+        def added(group: dist.ProcessGroup = world.group) -> tuple[str, float]:
+            part = torch.tensor([float(number + world.rank)])
+            dist.all_reduce(part, group=group)
+            return "launched" if group is world.group else "replayed", part.item()
+
+        return added
+
+    with capture_logs() as logs:
+        steps = [graphs(compute(number)) for number in (10, 20, 30)]
+    ran = [step() for step in (*steps, steps[0])]
+    return {"ran": ran, "recorded": recorder.recorded, "reasons": [log["reason"] for log in logs]}
+
+
 def main(folder: str, store: str, rank: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=4)
-    pair = dist.new_group([0, 1])
+    pair, graphs_of_two = dist.new_group([0, 1]), dist.new_group([0, 1])
     found = {}
+    if rank < 2:
+        told = [None, None]
+        dist.all_gather_object(told, captured(World(rank, 2, 2, True, pair), graphs_of_two), group=pair)
+        found["captures"] = told
     for name, ranks, shards, group in (("4x4", 4, 4, None), ("2x4", 2, 4, pair), ("2x2", 2, 2, pair)):
         if rank >= ranks:
             continue

@@ -26,28 +26,28 @@ def eagerly(compute: Callable[[], T]) -> Callable[[], T]:
     return compute
 
 
-class Graphs:
-    """Captures on the thread's current card, all graphs in one pool of memory: after the largest the others fit in.
+class Uncapturable(Exception):  # noqa: N818 - no fault: the step is computed in another way
+    """A computation that no graph can hold; the message is the first line of what CUDA said."""
+
+
+class Recorder:
+    """Records on the thread's current card, all graphs in one pool of memory: after the largest the others fit in.
 
     So graphs must not run at once, and what one of them returned holds until another one runs: steps on one stream.
-    Other threads may use CUDA meanwhile, hence the thread-local mode. A computation that cannot be captured (it looks
-    at a result on the host, or makes a tensor whose size depends on one) is computed every time, and so is all that
-    comes after it.
+    Other threads may use CUDA meanwhile, hence the thread-local mode.
     """
 
     def __init__(self) -> None:
         self._stream: Any = None
         self._pool: Any = None
-        self._refused = False
 
     def __call__(self, compute: Callable[[], T]) -> Callable[[], T]:
         """See `Capture`.
 
         Raises:
+            Uncapturable: if it looks at a result on the host, or makes a tensor whose size depends on one.
             torch.OutOfMemoryError: if there is no room for it.
         """
-        if self._refused:
-            return compute
         if self._stream is None:
             self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
         before = torch.cuda.current_stream()
@@ -68,15 +68,52 @@ class Graphs:
             first = error.__context__ or error  # that of ending the capture comes on top
             if isinstance(first, torch.OutOfMemoryError):
                 raise first from None
-            self._refused = True
-            _log.warning(
-                "a step cannot be captured in a CUDA graph: its kernels are launched one by one, which is slower",
-                reason=str(first).partition("\n")[0],
-            )
-            return compute
+            raise Uncapturable(str(first).partition("\n")[0]) from error
 
         def replay() -> T:
             graph.replay()
             return result
 
         return replay
+
+
+class Graphs:
+    """Graphs where all processes of a team can record them; what one of them cannot is computed every time by all.
+
+    A step of several ranks has collectives in it, and NCCL takes them as captured by all ranks or by none: a rank that
+    replays beside one that launches may wait for ever. So ranks agree on each computation, and all that comes after
+    one that was refused is computed every time, too.
+
+    Args:
+        agree: Whether something is so for all of them; each asks at the same points. By default there is one.
+        record: Records one computation, or raises `Uncapturable`.
+    """
+
+    def __init__(self, agree: Callable[[bool], bool] = bool, record: Capture | None = None) -> None:
+        self._agree, self._record = agree, record or Recorder()
+        self._refused = False
+
+    def __call__(self, compute: Callable[[], T]) -> Callable[[], T]:
+        """See `Capture`.
+
+        Raises:
+            torch.OutOfMemoryError: if there is no room for it.
+        """
+        if self._refused:
+            return compute
+        replay, reason = compute, ""
+        try:
+            replay = self._record(compute)
+        except Uncapturable as error:
+            reason = str(error)
+        except BaseException:
+            self._agree(False)  # the others wait for this rank's word
+            raise
+        if self._agree(not reason):
+            return replay
+        self._refused = True
+        _log.warning(
+            "a step cannot be captured in a CUDA graph: its kernels are launched one by one, which is slower",
+            reason=reason or "another rank of this model could not, and all have to do the same",
+        )
+        return compute

@@ -71,6 +71,14 @@ class World:
         _all_gather(every, part.contiguous()[None], group=self.group)
         return torch.movedim(every, 0, -2).reshape(*part.shape[:-1], -1)
 
+    def agree(self, own: bool) -> bool:
+        """Whether it is so on every rank; all must ask, at the same point. Over the CPU's backend of the group."""
+        if self.ranks == 1:
+            return own
+        least = torch.tensor([int(own)], dtype=torch.int32)
+        dist.all_reduce(least, dist.ReduceOp.MIN, group=self.group)
+        return bool(least.item())
+
 
 def _added(partials: list[torch.Tensor]) -> torch.Tensor:
     if len(partials) == 1:

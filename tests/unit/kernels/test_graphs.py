@@ -104,6 +104,18 @@ def test_memory_that_ends_in_a_capture_is_no_reason_to_go_on_without(cuda, endin
         Graphs()(too_large)
 
 
+def test_a_rank_that_fails_for_good_tells_the_others_first():
+    """They would wait for its word; then they launch, and are ended with it."""
+    said = []
+
+    def fails(compute):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Graphs(lambda own: said.append(own) or own, fails)(lambda: 1)
+    assert said == [False]
+
+
 def test_a_fault_of_the_computation_itself_is_told_as_it_is(cuda):
     def broken():
         raise ValueError("shapes differ")
