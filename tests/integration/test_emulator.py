@@ -211,6 +211,23 @@ def test_link_in_a_process_of_its_own_obeys_and_counts():
                 await reader.readexactly(1)
             assert (await link.counters()).cuts == 1
             writer.close()
+        assert link.status == 0
+
+    run(play())
+
+
+def test_a_process_whose_caller_is_cancelled_while_it_starts_ends():
+    """Before it said where it listens."""
+
+    async def play():
+        link = LinkProcess("127.0.0.1:1", LinkProfile())
+        opening = asyncio.ensure_future(link.__aenter__())
+        while not hasattr(link, "_process"):
+            await asyncio.sleep(0.001)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert link.status == 0
 
     run(play())
 

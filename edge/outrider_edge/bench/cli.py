@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import sys
@@ -17,7 +16,7 @@ from rich.table import Table
 
 from outrider_edge.bench.grid import Grid
 from outrider_edge.bench.plots import draw, matplotlib_pyplot
-from outrider_edge.bench.processes import make_identity
+from outrider_edge.bench.processes import make_identity, measured
 from outrider_edge.bench.saved import Saved
 from outrider_edge.bench.setting import bench_command, bench_requests, machine
 from outrider_edge.bench.summary import BASELINES
@@ -159,7 +158,7 @@ def _measure(
         bar = progress.add_task("answers", total=None)
         grid = _grid(flags, folder, console, saved, lambda count: progress.advance(bar, count), dead=dead)
         progress.update(bar, total=grid.answers * len(grid.links) * len(grid.steps_ms))
-        return asyncio.run(grid.run())
+        return measured(grid.run())
 
 
 def _grid(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from outrider_edge.bench.asking import chunks_of, sent
-from outrider_edge.bench.processes import Served, cloud_flags, serving
+from outrider_edge.bench.processes import Served, cloud_flags, measured, serving
 from outrider_edge.compare import BUNDLED, read_requests
 from outrider_shared.cli import TypedErrors
 from outrider_shared.emulator.control import LinkProcess
@@ -75,7 +75,7 @@ def _mean(values: Sequence[float]) -> float:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def daemon(*, as_json: bool, **flags: Any) -> None:
     """Measure the endpoint: start, memory, idle processor time, gaps between tokens with and without smoothing."""
-    result = asyncio.run(measure(**flags))
+    result = measured(measure(**flags))
     if as_json:
         click.echo(json.dumps(result))
         return

@@ -7,7 +7,6 @@ as there are requests. The last figure leaves out the uplink, where the prompt's
 
 from __future__ import annotations
 
-import asyncio
 import json
 import statistics
 import sys
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from outrider_edge.bench.measure import Stopwatch
-from outrider_edge.bench.processes import Identity, Served, cloud_flags, make_identity, serving
+from outrider_edge.bench.processes import Identity, Served, cloud_flags, make_identity, measured, serving
 from outrider_edge.bench.setting import bench_command, bench_requests, machine
 from outrider_edge.compare import BUNDLED
 from outrider_edge.device import Device
@@ -89,7 +88,7 @@ def padding(out: Path | None, *, as_json: bool, **flags: Any) -> None:
     names = flags["settings"].split(",")
     settings = {name: Padding.parse(name) for name in names}
     with tempfile.TemporaryDirectory(prefix="outrider-bench-") as folder:
-        figures = asyncio.run(_measure(settings, bench_requests(flags), flags, make_identity(Path(folder))))
+        figures = measured(_measure(settings, bench_requests(flags), flags, make_identity(Path(folder))))
     result = {
         "command": bench_command("padding"),
         "machine": machine(),

@@ -12,16 +12,18 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from outrider_edge.link.grpc_link import ClientTls
 from outrider_shared.errors import ConfigError, UnavailableError
+from outrider_shared.processes import ending_on_sigterm
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Coroutine
 
 _START_S = 120.0
 _STOP_S = 15.0
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,12 @@ class Served:
             return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
         except (OSError, ValueError, IndexError):
             return None
+
+
+def measured(measurement: Coroutine[Any, Any, Result]) -> Result:
+    """Run a measurement; ended by Ctrl-C or SIGTERM it ends its processes before."""
+    with ending_on_sigterm():
+        return asyncio.run(measurement)
 
 
 @contextlib.asynccontextmanager

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from outrider_edge.bench.asking import sent, status_of
-from outrider_edge.bench.processes import Served, cloud_flags, serving
+from outrider_edge.bench.processes import Served, cloud_flags, measured, serving
 from outrider_edge.compare import BUNDLED, read_requests
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def growth_mb(curve: Sequence[Held]) -> float | None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def soak(*, as_json: bool, **flags: Any) -> None:
     """Ask a daemon thousands of things; tell what it and its cloud hold along the way."""
-    result = asyncio.run(measure(**flags))
+    result = measured(measure(**flags))
     if as_json:
         click.echo(json.dumps(result))
         return

@@ -15,6 +15,7 @@ from outrider_edge.compare import read_requests
 from outrider_edge.demo.processes import cloud_process, run_edge
 from outrider_shared.cli import TypedErrors
 from outrider_shared.errors import InternalError
+from outrider_shared.processes import ending_on_sigterm
 
 _REQUESTS = 6
 
@@ -39,7 +40,7 @@ _REQUESTS = 6
 def demo(prompt: str | None, *, count: int, exact: bool, as_json: bool, **flags: Any) -> None:  # fmt: skip
     """Start a cloud and an edge on this machine, answer smart-home requests, and compare with plain streaming."""
     console = Console(highlight=False, stderr=as_json)
-    with tempfile.TemporaryDirectory(prefix="outrider-demo-") as folder:
+    with ending_on_sigterm(), tempfile.TemporaryDirectory(prefix="outrider-demo-") as folder:
         requests = Path(folder) / "requests.jsonl"
         requests.write_text("".join(json.dumps({"messages": m}) + "\n" for m in _conversations(prompt, count)))
         common = ["--requests", str(requests)]

@@ -109,11 +109,16 @@ class LinkProcess:
         to: HOST:PORT of the server.
         profile: How the link begins.
         seed: Of all randomness.
+
+    Attributes:
+        address: HOST:PORT that it listens on.
+        status: How it ended; None before. -9: it did not end by itself.
     """
 
     def __init__(self, to: str, profile: LinkProfile, seed: int = 0) -> None:
         self._to, self._profile, self._seed = to, profile, seed
         self.address = ""
+        self.status: int | None = None
 
     async def __aenter__(self) -> Self:
         command = [sys.executable, "-m", "outrider_shared.emulator.cli", "--control", "--listen", "127.0.0.1:0"]
@@ -121,19 +126,27 @@ class LinkProcess:
         self._process = await asyncio.create_subprocess_exec(
             *command, "--to", self._to, "--seed", str(self._seed), stdin=pipe, stdout=pipe, limit=_LINE_BYTES
         )
-        self.address = (await self._read())["address"]
-        await self.ask({"set": asdict(self._profile)})
+        try:
+            self.address = (await self._read())["address"]
+            await self.ask({"set": asdict(self._profile)})
+        except BaseException:  # whoever is cancelled here leaves no process behind
+            await self._end()
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._end()
+
+    async def _end(self) -> None:
         try:
             async with asyncio.timeout(_STOP_S):
-                await self._process.communicate()
+                await self._process.communicate(b"")  # closes its input, which with no input at all Python 3.11 does not
         except TimeoutError:
             self._process.kill()
             await self._process.communicate()
+        self.status = self._process.returncode
 
     async def set(self, profile: LinkProfile) -> None:
         """Change the link."""

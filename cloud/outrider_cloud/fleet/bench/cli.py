@@ -16,10 +16,10 @@ from outrider_cloud.fleet.bench.load import LoadPlan, bench_load
 from outrider_cloud.fleet.bench.place import place
 from outrider_cloud.fleet.bench.registry import RegistryPlan, bench_registry
 from outrider_cloud.fleet.bench.update import UpdatePlan, bench_update
-from outrider_cloud.fleet.demo.processes import ending_on_sigterm
 from outrider_shared.cli import TypedErrors
 from outrider_shared.logs import configure_logs
 from outrider_shared.packs import bundled_pack
+from outrider_shared.processes import ending_on_sigterm
 
 if TYPE_CHECKING:
     from collections.abc import Callable

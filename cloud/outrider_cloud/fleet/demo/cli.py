@@ -15,10 +15,11 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from outrider_cloud.fleet.demo.processes import Processes, ending_on_sigterm
+from outrider_cloud.fleet.demo.processes import Processes
 from outrider_cloud.fleet.demo.setting import DEVICE, Setting, Stage
 from outrider_cloud.fleet.demo.story import Check, Story
 from outrider_shared.packs import bundled_pack
+from outrider_shared.processes import ending_on_sigterm
 
 _DEFAULT = Setting(Path())
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -16,19 +15,9 @@ from typing import TYPE_CHECKING, Self
 from outrider_shared.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 _START_S, _STOP_S = 180.0, 20.0
-
-
-def free_port(wanted: int = 0) -> int:
-    """That loopback port if nobody listens there, else another one."""
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", wanted))
-        except OSError:
-            return free_port()
-        return int(probe.getsockname()[1])
 
 
 def listens(port: int) -> bool:
@@ -36,21 +25,6 @@ def listens(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
         return True
     return False
-
-
-@contextlib.contextmanager
-def ending_on_sigterm() -> Iterator[None]:
-    """SIGTERM as Ctrl-C, so that nothing is left running or lying about; a further one does not disturb the ending."""
-
-    def end(*_: object) -> None:
-        signal.signal(signal.SIGTERM, lambda *_: None)
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(slots=True)

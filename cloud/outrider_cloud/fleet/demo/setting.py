@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from outrider_cloud.fleet.artifacts.publish import publish, read_golden
 from outrider_cloud.fleet.broker import find_mosquitto
 from outrider_cloud.fleet.demo.packs import disturbed
-from outrider_cloud.fleet.demo.processes import Processes, free_port, listens
+from outrider_cloud.fleet.demo.processes import Processes, listens
 from outrider_cloud.fleet.home import ADMIN_TOKEN, FleetHome, Settings
 from outrider_cloud.fleet.operate import Client
 from outrider_shared.errors import InternalError, OutriderError
+from outrider_shared.processes import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
