@@ -217,16 +217,16 @@ def test_link_in_a_process_of_its_own_obeys_and_counts():
 
 
 def test_a_process_whose_caller_is_cancelled_while_it_starts_ends():
-    """Before it said where it listens."""
+    """While it is waited for to say where it listens."""
+
+    class Cancelled(LinkProcess):
+        async def _read(self):
+            raise asyncio.CancelledError
 
     async def play():
-        link = LinkProcess("127.0.0.1:1", LinkProfile())
-        opening = asyncio.ensure_future(link.__aenter__())
-        while not hasattr(link, "_process"):
-            await asyncio.sleep(0.001)
-        opening.cancel()
+        link = Cancelled("127.0.0.1:1", LinkProfile())
         with pytest.raises(asyncio.CancelledError):
-            await opening
+            await link.__aenter__()
         assert link.status == 0
 
     run(play())

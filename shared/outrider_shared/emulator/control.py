@@ -142,7 +142,7 @@ class LinkProcess:
     async def _end(self) -> None:
         try:
             async with asyncio.timeout(_STOP_S):
-                await self._process.communicate(b"")  # closes its input, which with no input at all Python 3.11 does not
+                await self._process.communicate(b"")  # with no input at all Python 3.11 does not close it
         except TimeoutError:
             self._process.kill()
             await self._process.communicate()
