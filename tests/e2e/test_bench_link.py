@@ -34,7 +34,7 @@ def bench(*flags: str, module: str = "outrider_edge.bench.cli") -> subprocess.Co
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240, check=False)
 
 
-BEYOND = ["--sessions", "2", "--row-budget", "48", "--stalls", "0,100"]
+BEYOND = ["--sessions", "2", "--answers", "1", "--rounds", "2", "--row-budget", "48", "--stalls", "0,100"]
 
 
 @pytest.mark.parametrize("more", [BEYOND, ["--tls"]], ids=["plaintext", "tls"])
@@ -97,6 +97,8 @@ def expect_beyond(engine):
         for name, figure in load["methods"].items():
             assert figure["identical_to_plain"], name
             assert figure["cloud_busy_ms_per_token"] > 0
+            assert figure["engine_step_ms"] >= 20.0
+            assert [len(devices) for devices in figure["busy_ms"]] == [2, 2]
     modes = engine["dead_link"]["modes"]
     assert modes["error"]["error"] == "unavailable"
     for mode in modes.values():
@@ -110,8 +112,8 @@ def expect_beyond(engine):
 
 
 def test_wrong_lists_end_with_a_sentence():
-    """A list that holds no number, requests that are all skipped: status 2, no traceback."""
-    for wrong in (["--rtt", "0,fast"], ["--skip", "100000"]):
+    """A list that holds no number, requests that are all skipped, no devices: status 2, no traceback."""
+    for wrong in (["--rtt", "0,fast"], ["--skip", "100000"], ["--sessions", "0"]):
         done = bench(*wrong)
         assert done.returncode == 2, done.stderr
         assert "Traceback" not in done.stderr

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from outrider_edge.bench.grid import Grid
+from outrider_edge.bench.load import Crowd
 from outrider_edge.bench.plots import draw, matplotlib_pyplot
 from outrider_edge.bench.processes import make_identity, measured
 from outrider_edge.bench.saved import Saved
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 _QUICK = {"rtt": "0,25,50,100,200", "step_ms": "real,25", "count": 4, "tune": 2, "lengths": 2}
 _MEDIUM = {"rtt": "0,10,25,50,100,200", "step_ms": "real,10,25,50", "count": 6, "tune": 2, "lengths": 2}
+# Of tables that are written to a file.
+_WIDTH = 160
 _NOTES = [
     "paced engines are labelled so: they sleep until a step took its time, to stand in for a larger model",
     "tokens/s counts from the call to the last token; prompts are in the cloud's prefix cache, connections are up",
@@ -38,6 +41,7 @@ _NOTES = [
     "a co-located drafter keeps the cloud busy too: its draft time counts as cloud busy time",
     "methods with +draft talk to a cloud with a draft model beside the target (--cloud-draft); it drafts on the engine's own time",
     "cloud_cpu_ms_per_token is measured: processor time of the cloud's process, without a co-located drafter's; paced steps sleep",
+    "many devices: each gives its answers one by one; busy_ms is by round and device; engine steps are of all sessions together",
     "bytes are TCP payload at the emulated link; those per token leave out what an answer of one token costs",
 ]
 
@@ -54,6 +58,16 @@ _NOTES = [
     help="The same in percent, such as 0,1,5,10,100, in place of --loss; 100 tries each offline behaviour on a dead link.",
 )
 @click.option("--sessions", default="", help="Also that many devices at once, on each link; such as 4,16.")
+@click.option(
+    "--answers", type=click.IntRange(1), default=6, show_default=True, help="Of each of many devices, one by one."
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="How often many devices give those by all methods, in turns; what is told of doubt is drawn from them.",
+)
 @click.option(
     "--row-budget", type=click.IntRange(0), default=0, help="Most rows of a step; by default the cloud's own."
 )
@@ -129,11 +143,13 @@ def link(out: Path | None, plots: Path | None, resume: Path | None, *, as_json: 
     if as_json:
         click.echo(json.dumps(result))
     else:
+        wide = Console()
+        wide = wide if wide.is_terminal else Console(width=_WIDTH)
         for engine in engines:
-            Console().print(_table(engine))
+            wide.print(_table(engine))
             for load in engine.get("high_load", []):
-                Console().print(_load_table(load))
-        Console().print(verdict_table(judged))
+                wide.print(_load_table(load))
+        wide.print(verdict_table(judged))
 
 
 def _stalls(flags: dict[str, Any]) -> bool:
@@ -179,7 +195,7 @@ def _grid(
         candidates=flags["lengths"],
         seed=flags["seed"],
         identity=make_identity(folder) if flags["tls"] else None,
-        sessions=[int(number) for number in _numbers(flags["sessions"])] if flags["sessions"] else [],
+        crowds=[Crowd(number, flags["answers"], flags["rounds"]) for number in _counts(flags["sessions"])],
         row_budget=flags["row_budget"],
         dead=dead,
         folder=folder,
@@ -195,6 +211,14 @@ def _numbers(text: str) -> list[float]:
         return [0.0 if part.strip() == "real" else float(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(f"{text!r} is no list of numbers", hint="write them like 0,10,25") from None
+
+
+def _counts(text: str) -> list[int]:
+    """Comma-separated whole numbers from 1 on; none is none."""
+    numbers = _numbers(text) if text else []
+    if wrong := [number for number in numbers if number < 1 or number % 1]:
+        raise ConfigError(f"{wrong[0]:g} is no number of devices", hint="write them like 4,16")
+    return [int(number) for number in numbers]
 
 
 def _table(engine: dict[str, Any]) -> Table:
@@ -231,11 +255,13 @@ def _table(engine: dict[str, Any]) -> Table:
 
 def _load_table(load: dict[str, Any]) -> Table:
     title = f"{load['sessions']} devices at once, rtt {load['link']['rtt_ms']:g} ms"
-    table = Table("method", "tokens/s in all", "p50", "busy ms", "rows per token", "same text", title=title)
+    columns = ("method", "tokens/s in all", "p50", "busy ms", "rows per token", "step ms", "rows per step", "same text")
+    table = Table(*columns, title=title)
     for name, figure in load["methods"].items():
         table.add_row(
             name, f"{figure['aggregate_tokens_per_s']:.1f}", f"{figure['tokens_per_s_p50']:.1f}",
             f"{figure['cloud_busy_ms_per_token']:.2f}", f"{figure['cloud_rows_per_token']:.2f}",
+            f"{figure['engine_step_ms']:.1f}", f"{figure['engine_rows_per_step']:.1f}",
             "yes" if figure["identical_to_plain"] else "NO",
         )  # fmt: skip
     return table

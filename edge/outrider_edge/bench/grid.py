@@ -1,7 +1,7 @@
 """Conducts the run: per engine the baselines are tuned without a link, then every cell of the grid is measured.
 
 Rules:
-    * Cells that an earlier run has kept are taken over.
+    * Cells and loads that an earlier run has kept are taken over.
     * Within a cell all methods answer the same requests; for each request they take turns to go first.
     * Every prompt is in the cloud's prefix cache before anything is timed.
     * Co-located speculation runs the method, of all that draft, that was fastest beside the cloud on the same requests.
@@ -13,12 +13,13 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, replace
+import itertools
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from outrider_edge.bench import methods
 from outrider_edge.bench.away import away
-from outrider_edge.bench.load import loaded
+from outrider_edge.bench.load import Crowd, loaded
 from outrider_edge.bench.measure import Contestant, Sample
 from outrider_edge.bench.processes import Identity, Served, cloud_flags, serving
 from outrider_edge.bench.saved import described
@@ -26,6 +27,7 @@ from outrider_edge.bench.summary import ratios, step_seconds, summarise
 from outrider_edge.device import Device
 from outrider_shared.emulator.control import LinkProcess
 from outrider_shared.emulator.profile import LinkProfile
+from outrider_shared.processes import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,7 +57,7 @@ class Grid:
         candidates: Lengths of synchronous speculation measured in each cell.
         seed: Of the emulated links.
         identity: With it, all connections use TLS.
-        sessions: Numbers of devices at once, measured on each link besides the cells.
+        crowds: Of devices at once, measured on each link besides the cells.
         row_budget: Most rows of a step; 0 is the cloud's default.
         dead: Whether a link that loses everything is tried, too.
         folder: For files of the run.
@@ -75,7 +77,7 @@ class Grid:
     candidates: int
     seed: int
     identity: Identity | None
-    sessions: Sequence[int]
+    crowds: Sequence[Crowd]
     row_budget: int
     dead: bool
     folder: Path
@@ -85,8 +87,17 @@ class Grid:
 
     @property
     def answers(self) -> int:
+        """Of a cell and of what is measured on its link besides."""
+        return self.cell_answers + sum(map(self.crowd_answers, self.crowds))
+
+    @property
+    def cell_answers(self) -> int:
         """Of a cell."""
         return len(self.requests) * (2 + self.candidates + len(self.ours()))
+
+    def crowd_answers(self, crowd: Crowd) -> int:
+        """Of many devices, by all methods."""
+        return crowd.sessions * crowd.answers * crowd.rounds * (2 + len(self.ours()))
 
     def ours(self) -> list[Method]:
         """What is measured of ours."""
@@ -97,26 +108,25 @@ class Grid:
         return [await self._engine(step_ms) for step_ms in self.steps_ms]
 
     async def _engine(self, step_ms: float) -> dict[str, Any]:
-        missing = [profile for profile in self.links if self.saved.cell(step_ms, profile) is None]
-        if not missing:
+        if self.saved.is_whole(step_ms):
             self.advance(self.answers * len(self.links))
             return self.saved.engine(step_ms, self.links)
         tls = [] if self.identity is None else self.identity.server_flags
         rows = ["--row-budget", str(self.row_budget)] if self.row_budget else []
         flags = [*cloud_flags(self.model, self.threads, step_ms), *rows, *tls]
         async with contextlib.AsyncExitStack() as stack:
-            cloud = await stack.enter_async_context(serving("outrider_cloud.cli", *flags))
-            drafting = cloud
+            cloud = drafting = await _cloud(stack, flags)
             if self.cloud_draft != NONE:
-                flags += ["--draft", self.cloud_draft]
-                drafting = await stack.enter_async_context(serving("outrider_cloud.cli", *flags))
+                drafting = await _cloud(stack, [*flags, "--draft", self.cloud_draft])
             bench = _Engine(self, cloud, drafting, stack)
             await bench.tune()
             await bench.connect()
-            for profile in missing:
-                self.saved.keep(step_ms, profile, await bench.cell(profile))
-            self.advance(self.answers * (len(self.links) - len(missing)))
-            more = await bench.beyond()
+            for profile in self.links:
+                if self.saved.cell(step_ms, profile) is None:
+                    self.saved.keep(step_ms, profile, await bench.cell(profile))
+                else:
+                    self.advance(self.cell_answers)
+            more = await bench.beyond(step_ms)
         described = {
             "engine": f"paced, {step_ms:g} ms a step" if step_ms else "own step of the model",
             "step_ms": step_ms or None,
@@ -127,6 +137,12 @@ class Grid:
         }
         self.saved.keep_engine(step_ms, described)
         return self.saved.engine(step_ms, self.links)
+
+
+async def _cloud(stack: contextlib.AsyncExitStack, flags: Sequence[str]) -> Served:
+    metrics = f"127.0.0.1:{free_port()}"
+    served = await stack.enter_async_context(serving("outrider_cloud.cli", *flags, "--metrics", metrics))
+    return replace(served, metrics=metrics)
 
 
 class _Engine:
@@ -223,26 +239,31 @@ class _Engine:
         grid.tell(f"rtt {profile.rtt_s * 1e3:g} ms: tokens/s {told} ({best})")
         return result
 
-    async def beyond(self) -> dict[str, Any]:
+    async def beyond(self, step_ms: float) -> dict[str, Any]:
         """What is asked for besides the cells: many devices at once, a link that is dead."""
         grid, found = self._grid, dict[str, Any]()
-        if grid.sessions:
-            found["high_load"] = [
-                await self._load(profile, sessions) for profile in grid.links for sessions in grid.sessions
-            ]
+        for profile, crowd in itertools.product(grid.links, grid.crowds):
+            load = grid.saved.load(step_ms, profile, crowd.sessions)
+            if load is None:
+                load = await self._load(profile, crowd)
+                grid.saved.keep_load(step_ms, profile, crowd.sessions, load)
+            else:
+                grid.advance(grid.crowd_answers(crowd))
+            found.setdefault("high_load", []).append(load)
         if grid.dead:
             profile = replace(grid.links[0], loss=0.0)
             found["dead_link"] = {"rtt_ms": profile.rtt_s * 1e3, "modes": await self._away(profile)}
         return found
 
-    async def _load(self, profile: LinkProfile, sessions: int) -> dict[str, Any]:
+    async def _load(self, profile: LinkProfile, crowd: Crowd) -> dict[str, Any]:
         for link in self._links:
             await link.set(profile)
         names = ["plain", "colocated", *(how.name for how in self._grid.ours())]
-        figures = await loaded({name: self._contestants[name] for name in names}, self._grid.requests, sessions)
+        contestants = {name: self._contestants[name] for name in names}
+        figures = await loaded(contestants, self._grid.requests, crowd, self._grid.advance)
         told = ", ".join(f"{n} {f['cloud_busy_ms_per_token']:.2f}" for n, f in figures.items())
-        self._grid.tell(f"{sessions} devices, rtt {profile.rtt_s * 1e3:g} ms: busy ms per token {told}")
-        return {"sessions": sessions, "link": described(profile), "methods": figures}
+        self._grid.tell(f"{crowd.sessions} devices, rtt {profile.rtt_s * 1e3:g} ms: busy ms per token {told}")
+        return {**asdict(crowd), "link": described(profile), "methods": figures}
 
     async def _away(self, profile: LinkProfile) -> dict[str, Any]:
         grid, link = self._grid, self._links[0]

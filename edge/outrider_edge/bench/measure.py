@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from outrider_edge.bench.steps import Steps, steps_of
 from outrider_edge.session.events import Finished, GenerateRequest, SessionEvent, Tokens
 
 if TYPE_CHECKING:
@@ -118,6 +120,10 @@ class Contestant:
         if self._relay_log is None or not self._relay_log.exists():
             return 0.0
         return sum(float(json.loads(line)["draft_s"]) for line in self._relay_log.read_text().splitlines())
+
+    async def steps(self) -> Steps:
+        """Of the cloud's engine so far, whoever asked."""
+        return await asyncio.to_thread(steps_of, self._cloud.metrics)
 
     async def _bytes(self) -> tuple[int, int]:
         if self._link is None:

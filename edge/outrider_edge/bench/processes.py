@@ -33,10 +33,12 @@ class Served:
     Attributes:
         address: HOST:PORT.
         pid: Of the process.
+        metrics: HOST:PORT of its page for Prometheus; empty where it has none.
     """
 
     address: str
     pid: int
+    metrics: str = ""
 
     def cpu_s(self) -> float | None:
         """Processor seconds of all its threads so far; None where the system does not tell (no Linux)."""

@@ -1,4 +1,4 @@
-"""What an interrupted run has measured already: a line per cell, appended as it is done.
+"""What an interrupted run has measured already: a line per cell and per load, appended as it is done.
 
 A file belongs to one set of settings; with others it is refused rather than mixed.
 """
@@ -28,7 +28,7 @@ def described(profile: LinkProfile) -> dict[str, float]:
 
 
 class Saved:
-    """Cells and engines of a run.
+    """Cells, loads and engines of a run.
 
     Args:
         file: Where they are kept; None keeps them in memory only.
@@ -41,6 +41,7 @@ class Saved:
     def __init__(self, file: Path | None, settings: dict[str, Any]) -> None:
         self._file = file
         self._cells: dict[tuple[float, str], dict[str, Any]] = {}
+        self._loads: dict[tuple[float, str, int], dict[str, Any]] = {}
         self._engines: dict[float, dict[str, Any]] = {}
         settings = json.loads(json.dumps(settings, default=str))
         lines = file.read_text().splitlines() if file is not None and file.exists() else []
@@ -65,8 +66,22 @@ class Saved:
         self._take(entry)
         self._append(entry)
 
+    def load(self, step_ms: float, profile: LinkProfile, sessions: int) -> dict[str, Any] | None:
+        """What so many devices at once were measured to give on a link."""
+        return self._loads.get((step_ms, _key(profile), sessions))
+
+    def keep_load(self, step_ms: float, profile: LinkProfile, sessions: int, load: dict[str, Any]) -> None:
+        """That was measured."""
+        entry = {"step_ms": step_ms, "link": _key(profile), "sessions": sessions, "load": load}
+        self._take(entry)
+        self._append(entry)
+
+    def is_whole(self, step_ms: float) -> bool:
+        """Whether nothing of an engine is left to measure."""
+        return step_ms in self._engines
+
     def keep_engine(self, step_ms: float, engine: dict[str, Any]) -> None:
-        """All cells of an engine were measured; what else is told of it."""
+        """All of an engine was measured; what is told of it beside its cells."""
         entry = {"step_ms": step_ms, "engine": engine}
         self._take(entry)
         self._append(entry)
@@ -78,6 +93,8 @@ class Saved:
     def _take(self, entry: dict[str, Any]) -> None:
         if "cell" in entry:
             self._cells[entry["step_ms"], entry["link"]] = entry["cell"]
+        elif "load" in entry:
+            self._loads[entry["step_ms"], entry["link"], entry["sessions"]] = entry["load"]
         else:
             self._engines[entry["step_ms"]] = entry["engine"]
 

@@ -3,23 +3,34 @@
 A bar is a bound on a figure of one cell, and which cells it is for. Bars are for links without stalls and of unlimited
 rate, where the figures that they compare were measured; texts are compared everywhere.
 
-Speeds are compared request by request, and requests are few: beside a ratio stands the interval that holds 95 of 100 of
-those of requests drawn anew from the same (paired bootstrap). A miss whose interval has the bound in it is open.
+Speeds are compared request by request, busy times of many devices round by round and device by device, and those are
+few: beside a ratio stands the interval that holds 95 of 100 of those drawn anew from the same (paired bootstrap). A
+miss whose interval has the bound in it is open.
 """
 
 from __future__ import annotations
 
 import math
-import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from outrider_edge.bench.doubt import interval
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
 Figure = dict[str, Any]
+
+
+def _of_walls(ours: Figure, base: Figure) -> tuple[Any, Any]:
+    """A ratio of speeds is the inverse of one of times."""
+    return [base.get("walls_s", ())], [ours.get("walls_s", ())]
+
+
+def _of_busy(ours: Figure, base: Figure) -> tuple[Any, Any]:
+    return ours.get("busy_ms", ()), base.get("busy_ms", ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +42,8 @@ class Bar:
         least, most: The bound; one of them.
         measured: (methods of a cell) -> the figure. A KeyError says that this run has no such method.
         applies: (round-trip time, step time; both ms, 0 is the model's own step) -> whether it is for that cell.
-        pair: (methods of a cell) -> those whose speeds are compared, ours first; None compares something else.
+        pair: (methods of a cell) -> those that are compared, ours first; None where nothing is drawn anew.
+        drawn: (figures of ours, of the other) -> what the ratio is drawn from, see `doubt.interval`.
     """
 
     name: str
@@ -40,6 +52,7 @@ class Bar:
     most: float | None = None
     applies: Callable[[float, float], bool] = lambda _rtt_ms, _step_ms: True
     pair: Callable[[Figure], tuple[str, str]] | None = None
+    drawn: Callable[[Figure, Figure], tuple[Any, Any]] = _of_walls
 
     @property
     def bound(self) -> str:
@@ -49,6 +62,14 @@ class Bar:
     def slack(self, measured: float) -> float:
         """How far a figure is on the right side; negative misses."""
         return measured - self.least if self.least is not None else (self.most or 0.0) - measured
+
+    def doubt(self, methods: Figure) -> tuple[float, float] | None:
+        """The interval of the figure; None where there is too little to draw from."""
+        if self.pair is None:
+            return None
+        above, below = self.drawn(*(methods[name] for name in self.pair(methods)))
+        counts = [len(one) for one in above]
+        return interval(above, below) if counts == [len(one) for one in below] and sum(counts) > 1 else None
 
 
 def _speed(name: str, ours: str, base: str, least: float, **more: Any) -> Bar:
@@ -103,16 +124,21 @@ CELL_BARS = (
 LOAD_BARS = (
     Bar(
         "many devices, auto with a draft in the cloud: busy time of co-located without its drafter's", _to_engine_alone,
-        most=1.0,
+        most=1.0, pair=lambda _: ("ours-auto+draft", "colocated"), drawn=_of_busy,
     ),
-    Bar("many devices, hold: cloud busy time of plain streaming", _ratio(_BUSY, "ours-hold", "plain"), most=0.5),
-    Bar("many devices, auto: cloud busy time of the better of ahead and hold", _to_better(_BUSY, min), most=1.05),
+    Bar(
+        "many devices, hold: cloud busy time of plain streaming", _ratio(_BUSY, "ours-hold", "plain"), most=0.5,
+        pair=lambda _: ("ours-hold", "plain"), drawn=_of_busy,
+    ),
+    Bar(
+        "many devices, auto: cloud busy time of the better of ahead and hold", _to_better(_BUSY, min), most=1.05,
+        pair=lambda methods: ("ours-auto", min(_PACES, key=lambda pace: float(methods[pace][_BUSY]))), drawn=_of_busy,
+    ),
 )  # fmt: skip
 _SAME = Bar("the text of plain streaming, in parts of the cells", lambda methods: float(_same(methods)), least=1.0)
 _TOLD = "a dead link is told, s after it died"
 # What an event loop's timer may be late.
 _TIMER_S = 0.05
-_DRAWS = 2000
 
 
 def verdicts(engines: Sequence[Figure]) -> list[dict[str, Any]]:
@@ -120,8 +146,8 @@ def verdicts(engines: Sequence[Figure]) -> list[dict[str, Any]]:
 
     Returns:
         Objects with `bar`, `bound`, `worst` (the figure of the worst cell), `cell` (which that is), `cells` (how many
-        it is for), `held` (how many reach it), `reached` (whether all do), `missed` (figure by cell), and where speeds
-        are compared `interval` (of the worst cell: low, high) and `open` (misses whose interval has the bound).
+        it is for), `held` (how many reach it), `reached` (whether all do), `missed` (figure by cell), and where ratios
+        are drawn anew `interval` (of the worst cell: low, high) and `open` (misses whose interval has the bound).
     """
     cells = [(_place(engine, cell), engine["step_ms"] or 0.0, cell) for engine in engines for cell in engine["cells"]]
     loads = [
@@ -146,22 +172,12 @@ def _judge(bar: Bar, entries: Sequence[tuple[str, float, Figure]]) -> dict[str, 
             continue
         try:
             found[place] = bar.measured(cell["methods"])
+            doubt = bar.doubt(cell["methods"])
         except (KeyError, ZeroDivisionError):
             continue  # the run left that method out
-        if bar.pair is not None:
-            ours, base = (cell["methods"][name].get("walls_s", ()) for name in bar.pair(cell["methods"]))
-            if len(ours) == len(base) > 1:
-                intervals[place] = interval(ours, base)
+        if doubt is not None:
+            intervals[place] = doubt
     return _verdict(bar, found, intervals) if found else None
-
-
-def interval(ours: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
-    """95 % of the ratios of speeds, over requests drawn anew; given are seconds of the same answers, one by one."""
-    draw, count = random.Random(0), len(ours)  # noqa: S311 - no secret
-    drawn = (draw.choices(range(count), k=count) for _ in range(_DRAWS))
-    ratios = sorted(sum(base[i] for i in some) / sum(ours[i] for i in some) for some in drawn)
-    cut = round(0.025 * _DRAWS)
-    return ratios[cut], ratios[-1 - cut]
 
 
 def _verdict(

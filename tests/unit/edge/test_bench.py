@@ -95,7 +95,7 @@ def test_step_time_is_the_time_between_plain_tokens():
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
-    """Cells are kept as they are done; a half-written engine has its cells; other settings are refused."""
+    """Cells and loads are kept as they are done, a half-written engine has them; other settings are refused."""
     file, near, far = tmp_path / "kept.jsonl", LinkProfile(0.01), LinkProfile(0.1)
     first = Saved(file, {"count": 2})
     first.keep(25.0, near, {"tokens": 1})
@@ -104,10 +104,17 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
     assert again.cell(25.0, far) is None
     assert again.cell(10.0, near) is None
     again.keep(25.0, far, {"tokens": 2})
+    again.keep_load(25.0, far, 4, {"sessions": 4})
+    assert not again.is_whole(25.0)
     again.keep_engine(25.0, {"engine": "paced"})
     assert Saved(file, {"count": 2}).engine(25.0, [near, far]) == {
         "engine": "paced", "cells": [{"tokens": 1}, {"tokens": 2}],
     }  # fmt: skip
+    kept = Saved(file, {"count": 2})
+    assert kept.is_whole(25.0)
+    assert kept.load(25.0, far, 4) == {"sessions": 4}
+    assert kept.load(25.0, far, 16) is None
+    assert kept.load(25.0, near, 4) is None
     with pytest.raises(ConfigError, match="other settings"):
         Saved(file, {"count": 3})
 

@@ -92,6 +92,27 @@ def test_under_load_co_located_speculation_is_compared_without_its_drafter(busy:
     assert verdict["worst"] == pytest.approx(busy / 3.0)
 
 
+@pytest.mark.parametrize(
+    ("busy", "undecided"),
+    [
+        pytest.param([[5.0, 12.0], [9.0, 20.0]], True, id="devices and rounds differ"),
+        pytest.param([[12.0, 12.0], [12.0, 12.0]], False, id="all alike"),
+    ],
+)
+def test_a_miss_of_many_devices_is_open_where_rounds_and_devices_drawn_anew_may_have_reached_the_bar(busy, undecided):
+    """Ours against the cheaper pace, paired by round and device."""
+    base = figure(busy=10.0, busy_ms=[[10.0, 10.0], [10.0, 10.0]])
+    ours = figure(busy=sum(map(sum, busy)) / 4, busy_ms=busy)
+    methods = {"ours-auto": ours, "ours-ahead": base, "ours-hold": figure(busy=30.0, busy_ms=[[30.0] * 2] * 2)}
+    load = {"sessions": 2, **cell(0, methods)}
+    verdict = judged(engine(high_load=[load]))["many devices, auto: cloud busy time of the better of ahead and hold"]
+    assert not verdict["reached"]
+    assert verdict["open"] == (["2 devices, rtt 0 ms, step 25 ms"] if undecided else [])
+    low, high = verdict["interval"]
+    assert low <= verdict["worst"] <= high
+    assert (low < high) == undecided
+
+
 def test_a_dead_link_is_told_in_time_by_every_offline_mode():
     modes = {"error": {"told_s": 1.9, "offline_after_s": 2.0}, "draft": {"told_s": None, "offline_after_s": 2.0}}
     verdict = judged(engine(dead_link={"rtt_ms": 0, "modes": modes}))["a dead link is told, s after it died"]
