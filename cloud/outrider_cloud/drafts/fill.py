@@ -3,14 +3,17 @@
 Rules:
     * Prompt lookup for every session that would run without a draft: it costs nothing but rows that are free.
     * The draft model, if there is one, below the likeliest leaf of whoever gains: its own nodes, a lookup's or the
-      edge's. A round (one forward for all of them) is run while it is expected to bring tokens faster than the step
-      does without: sum of gains > tokens expected so far / (time of the step + time drafted) x time of a round.
+      edge's. A round is run for as many as pay for it, and while it is expected to bring tokens faster than the step
+      does without: sum of gains > tokens expected so far / (time of the step + time drafted) x time of a round. What
+      is expected counts everyone who shares the step, and a guess gains what it is worth above what its row would run.
     * A text that it has not read yet is read before a step only if that takes a part of the step; else beside steps,
       those that read the prompt for the target included.
-    * While the target's step runs, it drafts on (`ahead`), as far as there is time.
+    * While the target's step runs, it drafts on (`ahead`), as far as there is time; the fuller the steps, the more a
+      guess must win for the time that it takes.
     * It rests for sessions whose device keeps up: whose drafts come so soon that the step waits for them, or would,
       if the model's own rounds stood before it.
-    * Only rows that would stay empty are filled. As edges fill them, the work goes back to the edges.
+    * Lookup fills only rows that would stay empty; a guess of the model may displace what is worth less. As edges fill
+      the rows with worthy nodes, the work goes back to the edges.
     * A draft model that fails is let go: sessions lose its drafts, nothing else.
     * The last token of an answer is the target's own: nothing is drafted for it.
 
@@ -25,7 +28,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from outrider_cloud.drafts.ahead import DraftAhead
-from outrider_cloud.drafts.growth import Growth
+from outrider_cloud.drafts.growth import EXPECTED, Growth, Rows
 from outrider_cloud.drafts.lookup import PromptLookup
 from outrider_cloud.engine.events import Source
 from outrider_cloud.engine.schedule import SOON, WORTH_A_ROW
@@ -71,6 +74,19 @@ def _left_to(model: GuessModel, sessions: Sequence[Session], step_s: float) -> l
     return [session for session in sessions if not session.keeps_up(soon_s)]
 
 
+def _worth_asking(model: GuessModel, growths: Sequence[Growth], rows: Rows, tokens_per_s: float) -> list[Growth]:
+    """Whom a round is run for: as many, those who gain most first, as win most above what its time is worth."""
+    best, asking, gained = 0.0, list[Growth](), 0.0
+    ranked = sorted((g for g in growths if g.gain > 0.0), key=lambda g: -g.gain)
+    for count, growth in enumerate(ranked, 1):
+        if count > rows.below(growth.reach * EXPECTED):
+            break
+        gained += growth.gain
+        if (worth := gained - tokens_per_s * model.seconds(count)) > best:
+            best, asking = worth, ranked[:count]
+    return asking
+
+
 class CloudDrafts:
     """Drafts for the sessions of one engine.
 
@@ -99,6 +115,7 @@ class CloudDrafts:
         self.calibration = Calibrations()
         self.ahead = None if model is None else DraftAhead(model, self.calibration, clock, executor)
         self.rounds = 0
+        self._tokens_per_s = self._displaced = 0.0
 
     @property
     def has_model(self) -> bool:
@@ -119,23 +136,33 @@ class CloudDrafts:
 
     def fill(self, ready: Sequence[Session], step_s: float) -> float:
         """Hang own nodes into the trees of sessions that are about to run; returns the seconds that it took."""
-        started, room = time.perf_counter(), self._room(ready)
-        drafted_for = [s for s in ready if s.sure_rows == 1 and s.request.own_drafts]
+        started = time.perf_counter()
+        decoding = [s for s in ready if s.sure_rows == 1]
+        drafted_for = [s for s in decoding if s.request.own_drafts]
+        free = self._config.rows - sum(s.sure_rows for s in ready)
+        room = free - sum(min(s.tree.pending, self._config.max_draft_rows) for s in decoding)
         for session in drafted_for:
             if room > 0 and not session.tree.children:
                 room -= self._look_up(session, room)
-        if self._model is not None and room > 0:
-            self._draft(self._model, _left_to(self._model, drafted_for, step_s), room, step_s)
+        if self._model is not None and free > 0:
+            left = _left_to(self._model, drafted_for, step_s)
+            if left:
+                self._draft(self._model, left, decoding, Rows(free), step_s)
         return time.perf_counter() - started
 
     def begin(self, works: Sequence[Work], step_s: float) -> None:
         """Draft on below what is about to run, until the step ends."""
-        if self.ahead is None or self._model is None or self._room([work.session for work in works]) <= 0:
+        if self.ahead is None or self._model is None:
             return
         willing = [work.session for work in works if work.session.request.own_drafts]
         sessions = _left_to(self._model, willing, step_s)
-        rows = self._config.max_draft_rows
-        self.ahead.begin(lambda: [Growth(session, rows, _LEAST_AHEAD) for session in sessions], step_s)
+        if not sessions:
+            return
+        # The more of a step's rows are in use, the more a guess must be worth what it costs.
+        load = min(1.0, sum(work.rows for work in works) / self._config.rows)
+        price = self._tokens_per_s * self._model.seconds(len(sessions)) / len(sessions)
+        least, rows = max(_LEAST_AHEAD, load * (price + self._displaced) / EXPECTED), self._config.max_draft_rows
+        self.ahead.begin(lambda: [Growth(session, rows, least) for session in sessions], step_s)
 
     def end(self, works: Sequence[Work]) -> None:
         """The step is over: no further round."""
@@ -156,11 +183,6 @@ class CloudDrafts:
         elif self._model is not None:
             self._model.forget(session_id)
 
-    def _room(self, sessions: Sequence[Session]) -> int:
-        """Rows that stay empty, if these run with what they have."""
-        room = self._config.rows - sum(s.sure_rows for s in sessions)
-        return room - sum(min(s.tree.pending, self._config.max_draft_rows) for s in sessions if s.sure_rows == 1)
-
     def _look_up(self, session: Session, room: int) -> int:
         """Hang what followed the same words before; returns how many nodes."""
         index = self._lookups.get(session.request.session_id)
@@ -179,21 +201,27 @@ class CloudDrafts:
             node = session.tree.grow(token, node, survival, guess)
         return len(tokens)
 
-    def _draft(self, model: GuessModel, sessions: Sequence[Session], room: int, step_s: float) -> None:
-        growths = [Growth(session, self._config.max_draft_rows, WORTH_A_ROW) for session in sessions]
-        growths = [g for g in growths if g.gain > 0.0 and model.reading_s(g.ask()) <= _READ_SHARE * step_s]
-        spent_s, count = 0.0, 0
-        while count < room and self._model is not None:
-            asking = sorted((g for g in growths if g.gain > 0.0), key=lambda g: -g.gain)[: room - count]
-            expected = sum(growth.tokens for growth in growths)
-            round_s = model.seconds(len(asking))
-            if not asking or sum(g.gain for g in asking) * (step_s + spent_s) <= expected * round_s:
+    def _draft(
+        self, model: GuessModel, left: Sequence[Session], decoding: Sequence[Session], rows: Rows, step_s: float
+    ) -> None:
+        """Draft for those `left` to the model, as far as it pays; all who are `decoding` share the rows."""
+        most = self._config.max_draft_rows
+        growths = {id(session): Growth(session, most, WORTH_A_ROW, rows) for session in decoding}
+        drafted_for = [growths[id(session)] for session in left]
+        drafted_for = [g for g in drafted_for if g.gain > 0.0 and model.reading_s(g.ask()) <= _READ_SHARE * step_s]
+        spent_s = 0.0
+        while self._model is not None:
+            expected = len(decoding) + rows.tokens
+            asking = _worth_asking(model, drafted_for, rows, expected / (step_s + spent_s) if step_s else 0.0)
+            if not asking:
                 break
             self.rounds += 1
             for growth, guess in zip(asking, self._guesses(model, [g.ask() for g in asking]), strict=True):
-                count += growth.take(guess, self.calibration.survival_of)
-            spent_s += round_s
-        for growth in growths:
+                growth.take(guess, self.calibration.survival_of)
+            spent_s += model.seconds(len(asking))
+        self._tokens_per_s = (len(decoding) + rows.tokens) / (step_s + spent_s) if step_s else 0.0
+        self._displaced = rows.least
+        for growth in drafted_for:
             growth.graft(self.calibration)
 
     def _guesses(self, model: GuessModel, asks: Sequence[Ask]) -> Sequence[Guess | None]:

@@ -22,10 +22,46 @@ if TYPE_CHECKING:
     from outrider_shared.sampling.rule import Guess
     from outrider_shared.tree import Node
 
-# Survival of the next guess, before it is made.
-EXPECTED = 0.75
+# Survival of the next guess, before it is made: less than the mean, since others may bring the same token (0041).
+EXPECTED = 0.5
 # Of the probability that the best candidate leaves, how much the next one takes (measured on the bundled pair).
 _NEXT_BEST_SHARE = 0.6
+
+
+class Rows:
+    """Rows that a step has for draft nodes, given to the worthiest.
+
+    Args:
+        count: How many.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        # The reaches of the nodes that would run; the least on top.
+        self._running: list[float] = []
+
+    @property
+    def least(self) -> float:
+        """What a node must be worth more than to run; 0 while rows are empty."""
+        if len(self._running) < self._count:
+            return 0.0
+        return self._running[0] if self._running else 1.0
+
+    @property
+    def tokens(self) -> float:
+        """Tokens that the nodes which run are expected to bring."""
+        return sum(self._running)
+
+    def below(self, reach: float) -> int:
+        """How many rows are empty, or run what is worth no more than that."""
+        return self._count - sum(1 for other in self._running if other > reach)
+
+    def add(self, reach: float) -> bool:
+        """A node more, committed with that probability; returns whether it runs."""
+        if len(self._running) < self._count:
+            heapq.heappush(self._running, reach)
+            return True
+        return bool(self._running) and heapq.heappushpop(self._running, reach) < reach
 
 
 class Growth:
@@ -35,20 +71,20 @@ class Growth:
         session: Whose.
         rows: Of its nodes, how many a step can run.
         least: A node that is committed with less than this probability is left out, and nothing is asked below it.
+        shared: The rows of a step that it competes for with others; None has room for all.
 
     Attributes:
         told: Guesses with the pending tokens that they follow, in the order made.
     """
 
-    def __init__(self, session: Session, rows: int, least: float) -> None:
+    def __init__(self, session: Session, rows: int, least: float, shared: Rows | None = None) -> None:
         self.session = session
         self.told: list[tuple[tuple[int, ...], Guess]] = []
         self._log, self._limit = list(session.log), session.draftable
         self._rows, self._least = rows, least
+        self._own, self._shared = Rows(rows), shared
         self._order = 0
         self._leaves: list[tuple[float, int, tuple[int, ...]]] = []
-        # The reaches of the worthiest nodes, as many as can run; the least on top.
-        self._running: list[float] = []
         if session.tree.children:
             self._gather(session.tree.children.values(), (), 1.0)
         else:
@@ -58,11 +94,6 @@ class Growth:
     def live(self) -> bool:
         """Whether the session still runs."""
         return self.session.finish is None and self.session.state is State.RUNNING
-
-    @property
-    def tokens(self) -> float:
-        """Tokens that a step over this tree is expected to commit."""
-        return 1.0 + sum(self._running)
 
     @property
     def reach(self) -> float:
@@ -81,7 +112,7 @@ class Growth:
         child = self.reach * EXPECTED
         if child < self._least:
             return 0.0
-        displaced = self._running[0] if len(self._running) == self._rows else 0.0
+        displaced = self._own.least if self._shared is None else max(self._own.least, self._shared.least)
         return max(0.0, child - displaced)
 
     def ask(self) -> Ask:
@@ -156,10 +187,8 @@ class Growth:
     def _add(self, path: tuple[int, ...], reach: float) -> None:
         if len(path) > self._limit:
             return
-        if len(self._running) < self._rows:
-            heapq.heappush(self._running, reach)
-        elif self._rows:
-            heapq.heappushpop(self._running, reach)
+        if self._own.add(reach) and self._shared is not None:
+            self._shared.add(reach)
 
     def _offer(self, path: tuple[int, ...], reach: float) -> None:
         if len(path) < self._limit:

@@ -23,7 +23,7 @@ from outrider_cloud.drafts.fill import CloudDrafts, source_of
 from outrider_cloud.engine import schedule
 from outrider_cloud.engine.accept import accept
 from outrider_cloud.engine.batch import lay_out
-from outrider_cloud.engine.events import Hint, Source
+from outrider_cloud.engine.events import Source
 from outrider_cloud.engine.ledger import Entry
 from outrider_cloud.engine.roster import Roster
 from outrider_cloud.engine.session import Session, State
@@ -146,7 +146,8 @@ class Engine(Roster):
         )
 
     def _commit(self, works: list[Work], decision: Decision, bad: Mapping[int, OutriderError]) -> None:
-        first, hint = 0, self._hint()
+        running = [s for s in self.sessions.values() if s.state is State.RUNNING]
+        first, load, step_s = 0, schedule.load(running, self.config), self.stats.step_s
         share_us = round(1e6 * (time.perf_counter() - self._busy_since) / len(works))
         for work in works:
             session, count = work.session, 1 + len(work.nodes) if work.decodes else 0
@@ -155,7 +156,7 @@ class Engine(Roster):
             if session.state is State.FINISHED:
                 continue  # it was closed while the step ran
             session.usage.busy_us += share_us
-            session.hint = hint
+            session.hint = schedule.hint(session, len(running), load, self.config, step_s)
             session.last_step = self.stats.steps + 1
             session.usage.prefill_rows += work.sure - (1 if work.decodes else 0)
             if not work.decodes:
@@ -196,9 +197,6 @@ class Engine(Roster):
         self._ledger.add(Entry(work, ran, origins, event, session.sink))
         if session.finish is not None:
             self._retire(session)
-
-    def _hint(self) -> Hint:
-        return schedule.hint([s for s in self.sessions.values() if s.state is State.RUNNING], self.config)
 
     def _keep_branch(self, session: Session, root: int, offsets: list[int]) -> None:
         """Move the accepted nodes' KV behind the root's; a chain lies there already."""

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 # A node of the cloud's own that is committed with less than this probability is not worth a row, however free.
 WORTH_A_ROW = 0.1
 _LOADED_SHARE = 0.5
+# Fair shares of a step's rows that a session may have in flight: at the cloud, and per step that a round trip takes.
+_SHARES_AT_HAND = 2.0
+_SHARES_UNDER_WAY = 4.0
 # Fewer nodes in flight would not let a device show what its drafts are worth.
 _LEAST_NODES = 4
 # Parts of a step's time: drafts expected within the first are waited for, until the second is over (decision 0032).
@@ -178,13 +181,29 @@ def wanted_rows(running: Sequence[Session], config: EngineConfig) -> int:
     return sum(1 + min(s.tree.pending, config.max_draft_rows) for s in running)
 
 
-def hint(running: Sequence[Session], config: EngineConfig) -> Hint:
-    """What edges should know: with scarce rows, no more nodes in flight than two steps could run of a fair share."""
-    load = 100 * wanted_rows(running, config) // config.rows
+def load(running: Sequence[Session], config: EngineConfig) -> int:
+    """Rows that all sessions could use, in percent of a step's."""
+    return 100 * wanted_rows(running, config) // config.rows
+
+
+def hint(session: Session, sessions: int, load: int, config: EngineConfig, step_s: float) -> Hint:
+    """What a session's edge should know: with scarce rows, how many nodes in flight steps could run of a fair share.
+
+    A node that is sent now runs a round trip later, behind those that run meanwhile (decision 0041).
+
+    Args:
+        session: Whose.
+        sessions: How many share the rows.
+        load: See `load`.
+        config: Bounds.
+        step_s: How long a step takes these days; 0 if unknown.
+    """
     if load < 100 * _LOADED_SHARE:
         return Hint(config.max_nodes, load)
-    share = config.rows // max(1, len(running))
-    return Hint(min(config.max_nodes, max(_LEAST_NODES, 2 * share)), load)
+    under_way = (session.response_s or 0.0) / step_s if step_s else 0.0
+    shares = _SHARES_AT_HAND + _SHARES_UNDER_WAY * under_way
+    share = config.rows / max(1, sessions)
+    return Hint(min(config.max_nodes, max(_LEAST_NODES, int(shares * share))), load)
 
 
 def patience_s(session: Session, config: EngineConfig, step_s: float) -> float:

@@ -28,7 +28,7 @@ _LEARNING_RATE = 0.1
 _REMEMBERED_COMMITS = 64
 # Times the usual time from a commit to its first draft: later than that, nobody else waits for it.
 _OVERDUE = 1.5
-# Percent of load: smaller changes are not worth their bytes.
+# Percent of load, or of the nodes told: smaller changes are not worth their bytes.
 _WORTH_TELLING = 25
 
 # A node whose parent was right: its depth below the log's end, and whether it was right, too.
@@ -117,7 +117,11 @@ class Session:
         hint, told = self.hint, self._told
         if hint is None or (told is None and hint.load < _WORTH_TELLING):
             return None
-        if told is not None and hint.max_nodes == told.max_nodes and abs(hint.load - told.load) < _WORTH_TELLING:
+        if (
+            told is not None
+            and abs(hint.max_nodes - told.max_nodes) * 100 < _WORTH_TELLING * told.max_nodes
+            and abs(hint.load - told.load) < _WORTH_TELLING
+        ):
             return None
         self._told = hint
         return hint

@@ -9,8 +9,8 @@ from outrider_cloud.drafts.fill import CloudDrafts, source_of
 from outrider_cloud.drafts.lookup import PromptLookup
 from outrider_cloud.drafts.model import READING, Ask
 from outrider_cloud.engine.config import EngineConfig
-from outrider_cloud.engine.events import Request, Source
-from outrider_cloud.engine.schedule import Work, hint, plan
+from outrider_cloud.engine.events import Hint, Request, Source
+from outrider_cloud.engine.schedule import Work, hint, load, plan
 from outrider_cloud.engine.session import Session, State
 from outrider_cloud.engine.survival import DraftSurvival
 from outrider_cloud.model.loading import LoadedModel
@@ -237,18 +237,101 @@ def test_no_session_is_served_less_than_its_floor_whatever_the_others_draft(data
         assert all(step - s.last_step < -(-count // rows) for s in everyone if step >= -(-count // rows))
 
 
+def test_a_guess_of_the_model_takes_the_row_of_an_edge_node_that_is_worth_less():
+    """However many nodes the edges have in flight, whoever has none that is likely gets the model's."""
+    answer = list(range(10, 60))
+    full, empty = session_of("a", answer[:3]), session_of("b", answer[:3], 2)
+    full.survival = DraftSurvival(0.3)
+    for token in range(12):
+        full.tree.append(token, None, 3)
+    CloudDrafts(EngineConfig(row_budget=8), Knowing(answer, 1e-6)).fill([full, empty], 0.025)
+    works = {work.session: work for work in plan([full, empty], EngineConfig(row_budget=8))}
+    assert {source_of(node) for node in works[empty].nodes} == {Source.MODEL}
+    assert len(works[empty].nodes) >= 3
+
+
+@pytest.mark.parametrize(("others", "drafted"), [(0, True), (30, False)])
+def test_a_round_is_weighed_against_all_who_share_the_step(others: int, *, drafted: bool):
+    """A round of a tenth of the step is worth it for one who is alone, and holds thirty up who need none."""
+    answer = list(range(10, 60))
+    session, model = session_of("a", answer[:3]), Knowing(answer, 0.0025)
+    near = [session_of(f"near {n}", answer[:3], n) for n in range(others)]
+    for one in near:
+        one.response_s = 0.005
+    CloudDrafts(EngineConfig(), model).fill([session, *near], 0.025)
+    assert bool(session.tree.children) == drafted
+
+
+def test_where_each_costs_time_a_round_is_run_for_those_who_gain_enough_alone():
+    answer = list(range(10, 60))
+    sure, unsure = session_of("a", answer[:3]), session_of("b", answer[:3], 2)
+    unsure.survival = DraftSurvival(0.3)
+    unsure.tree.append(answer[3], None, 3)
+    asked, model = set(), Knowing(answer, 0.0)
+    model.seconds = lambda asks: 0.004 * asks
+    guesses = model.guess
+
+    def guess_and_note(asks, width):
+        asked.update(one.session_id for one in asks)
+        return guesses(asks, width)
+
+    model.guess = guess_and_note
+    CloudDrafts(EngineConfig(), model).fill([sure, unsure], 0.025)
+    assert asked == {sure.request.session_id}
+
+
+@pytest.mark.parametrize(("row_budget", "full"), [(256, False), (12, True)])
+def test_beside_a_full_step_only_guesses_that_are_worth_their_time_are_made(row_budget: int, *, full: bool):
+    answer = list(range(10, 90))
+    everyone = [session_of(str(n), answer[:3], n) for n in range(4)]
+    model = Knowing(answer, 1e-4)
+    model.seconds = lambda asks: 0.002 * asks
+    config = EngineConfig(row_budget=row_budget)
+    drafts = CloudDrafts(config, model)
+    drafts.fill(everyone, 0.025)
+    before = model.rounds
+    works = plan(everyone, config)
+    drafts.begin(works, 0.025)
+    drafts.end(works)
+    drafts.gather()
+    assert (model.rounds == before) == full
+
+
+def told_to(sessions: list[Session], bounds: EngineConfig, step_s: float = 0.025):
+    return hint(sessions[0], len(sessions), load(sessions, bounds), bounds, step_s)
+
+
 def test_edges_are_told_to_draft_less_when_rows_are_scarce():
     bounds, crowd = EngineConfig(row_budget=64), [session_of(str(n), [1, 2, 3], n) for n in range(40)]
-    assert hint(crowd[:2], bounds).max_nodes == bounds.max_nodes
-    told = hint(crowd, bounds)
+    assert told_to(crowd[:2], bounds).max_nodes == bounds.max_nodes
+    told = told_to(crowd, bounds)
     assert (told.max_nodes, told.load) == (4, 62)
+
+
+def test_the_farther_an_edge_is_the_more_of_its_nodes_may_be_in_flight():
+    """What is sent now runs a round trip later, behind what runs meanwhile."""
+    bounds, crowd = EngineConfig(row_budget=64), [session_of(str(n), [1, 2, 3], n) for n in range(32)]
+    most = []
+    for response_s in (None, 0.0, 0.05, 0.1, 10.0):
+        crowd[0].response_s = response_s
+        most.append(told_to(crowd, bounds).max_nodes)
+    assert most == [4, 4, 20, 36, bounds.max_nodes]
+    assert told_to(crowd, bounds, step_s=0.0).max_nodes == 4
 
 
 def test_a_changed_load_is_told_once():
     session = session_of("a", [1, 2, 3])
-    quiet, busy = hint([session], EngineConfig()), hint([session] * 300, EngineConfig())
+    quiet, busy = told_to([session], EngineConfig()), told_to([session] * 300, EngineConfig())
     told = []
     for now in (quiet, quiet, busy, busy, quiet):
         session.hint = now
         told.append(session.fresh_hint())
     assert told == [None, None, busy, None, quiet]
+
+
+def test_a_bound_that_moves_a_little_is_not_told_again():
+    session, told = session_of("a", [1, 2, 3]), []
+    for most in (40, 44, 36, 52, 48):
+        session.hint = Hint(most, 90)
+        told.append(session.fresh_hint() is not None)
+    assert told == [True, False, False, True, False]
