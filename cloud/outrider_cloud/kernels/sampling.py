@@ -1,23 +1,33 @@
 """The sampling rule over the rows of a step, on the CPU platform.
 
-Noise comes from the numpy generator, row by row and remembered: siblings share a position, and the position after a
-refused draft is asked for again in the next step. Scores are the torch reference's.
+Noise comes from the numpy generator, for all rows of a step at once; scores are the torch reference's. Of a large
+vocabulary only tokens get noise that could be chosen with any: those near enough to the likeliest that the most noise
+there is would bring them past it with the least.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 
 from outrider_shared.logprobs import TokenLogprobs
-from outrider_shared.sampling.philox import cached_gumbel_row
+from outrider_shared.sampling.noise import HIGHEST, LOWEST, gumbel_of, noise_rows
 from outrider_shared.sampling.rule_torch import filtered_scores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     from outrider_shared.sampling import SamplingParams
+
+_WHOLE_ROWS = 8192
+_FEW = 1 / 8
+# Half an ulp of a sum of this size is 1e-6.
+_REACH = np.float32(LOWEST - HIGHEST - 1e-3)
 
 
 class Sampler(Protocol):
@@ -42,20 +52,47 @@ class TorchSampler:
         if not rows:
             return logits.argmax(-1).tolist()
         if len(rows) == len(params):
-            return self._noisy(logits, positions, params).argmax(-1).tolist()
-        chosen = logits.argmax(-1)
-        index = torch.tensor(rows)
-        noisy = self._noisy(logits[index], [positions[r] for r in rows], [params[r] for r in rows])
-        chosen[index] = noisy.argmax(-1)
-        return chosen.tolist()
+            return _sampled(logits, positions, params)
+        chosen = logits.argmax(-1).tolist()
+        tokens = _sampled(logits[torch.tensor(rows)], [positions[r] for r in rows], [params[r] for r in rows])
+        for row, token in zip(rows, tokens, strict=True):
+            chosen[row] = token
+        return chosen
 
-    @staticmethod
-    def _noisy(logits: torch.Tensor, positions: Sequence[int], params: Sequence[SamplingParams]) -> torch.Tensor:
-        scores = filtered_scores(logits, params)
-        vocabulary = scores.shape[-1]
-        for row, (position, p) in enumerate(zip(positions, params, strict=True)):
-            scores[row].numpy()[...] += cached_gumbel_row(p.seed, position, vocabulary)
-        return scores
+
+def _sampled(logits: torch.Tensor, positions: Sequence[int], params: Sequence[SamplingParams]) -> list[int]:
+    scores = filtered_scores(logits, params).numpy()
+    keys = [(p.seed, position) for p, position in zip(params, positions, strict=True)]
+    vocabulary = scores.shape[-1]
+    if vocabulary <= _WHOLE_ROWS:
+        return _by_rows(scores, keys)
+    near = scores >= _REACH
+    counts = near.sum(-1)
+    few = (counts > 0) & (counts <= _FEW * vocabulary)
+    chosen = np.empty(len(keys), np.int64)
+    if few.any():
+        chosen[few] = _by_tokens(scores[few], near[few], [keys[r] for r in few.nonzero()[0]])
+    if not few.all():
+        chosen[~few] = _by_rows(scores[~few], [keys[r] for r in (~few).nonzero()[0]])
+    return chosen.tolist()
+
+
+def _by_rows(scores: NDArray[np.float32], keys: Sequence[tuple[int, int]]) -> list[int]:
+    """The choices from scores [rows, vocab], which are overwritten, with noise for every token."""
+    for row, noise in zip(scores, noise_rows(scores.shape[-1])(keys), strict=True):
+        row += noise
+    return scores.argmax(-1).tolist()
+
+
+def _by_tokens(
+    scores: NDArray[np.float32], near: NDArray[np.bool_], keys: Sequence[tuple[int, int]]
+) -> list[int]:
+    """The choices from scores [rows, vocab] among the tokens of `near` [rows, vocab], at least one in each row."""
+    rows, tokens = near.nonzero()
+    seeds, positions = np.array([s for s, _ in keys], np.uint64), np.array([p for _, p in keys])
+    noisy = scores[rows, tokens] + gumbel_of(seeds[rows], positions[rows], tokens)
+    bounds = np.searchsorted(rows, np.arange(len(keys) + 1)).tolist()
+    return [int(tokens[a + noisy[a:b].argmax()]) for a, b in itertools.pairwise(bounds)]
 
 
 def log_probabilities(logits: torch.Tensor, tokens: Sequence[int], top: int = 0) -> list[TokenLogprobs]:

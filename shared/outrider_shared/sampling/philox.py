@@ -1,26 +1,27 @@
-"""Philox4x32-10 and the Gumbel noise made from it, in numpy.
+"""Philox4x32-10 in numpy: the random bits of the sampling rule.
 
 The generator is that of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC'11); its known-answer vectors
-(Random123, `kat_vectors`) are in the tests. A counter-based generator gives the noise of any (seed, position, token)
-directly, in any order, on any machine: that is what makes a session repeatable wherever it is resumed.
+(Random123, `kat_vectors`) are in the tests. A counter-based generator gives the bits of any (seed, position, token)
+directly, in any order, on any machine: that is what makes a session repeatable wherever it is resumed. The noise that
+is made of them is in `outrider_shared.sampling.noise`.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 _ROUNDS = 10
-_MULTIPLIER_0, _MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
-_MASK = 0xFFFFFFFF
-_LOW, _HIGH = (0, 1) if np.little_endian else (1, 0)
-_BELOW_ONE = np.float32(1.0 - 2.0**-24)
+_MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], np.uint64)
+_WEYL = np.array([0x9E3779B9, 0xBB67AE85], np.uint64)
+_MASK = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
 
 
 def philox4x32(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:
@@ -33,42 +34,48 @@ def philox4x32(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.
     Returns:
         [n, 4] uint32 of random bits.
     """
-    c0, c1, c2, c3 = (np.ascontiguousarray(counter[:, i]) for i in range(4))
-    k0, k1 = key
-    for _ in range(_ROUNDS):
-        p0 = np.multiply(c0, _MULTIPLIER_0, dtype=np.uint64).view(np.uint32)
-        p1 = np.multiply(c2, _MULTIPLIER_1, dtype=np.uint64).view(np.uint32)
-        c0, c1, c2, c3 = (
-            p1[_HIGH::2] ^ c1 ^ np.uint32(k0),
-            p1[_LOW::2],
-            p0[_HIGH::2] ^ c3 ^ np.uint32(k1),
-            p0[_LOW::2],
-        )
-        k0, k1 = (k0 + _WEYL_0) & _MASK, (k1 + _WEYL_1) & _MASK
-    return np.stack((c0, c1, c2, c3), axis=1)
+    return _generate(counter[:, 0], counter[:, 1], counter[:, 2:].T, np.array(key, np.uint64)[:, None])
 
 
-def random_bits(seed: int, position: int, tokens: NDArray[np.int64]) -> NDArray[np.uint32]:
+def random_bits(
+    seed: int | NDArray[np.uint64], position: int | NDArray[np.int64], tokens: NDArray[np.int64]
+) -> NDArray[np.uint32]:
     """X of the sampling rule for chosen token ids: Philox(key=seed, counter=(v // 4, position, 0, 0))[v % 4].
 
     Args:
-        seed: 64-bit key of the session.
-        position: Index in the log of the token to be chosen.
+        seed: 64-bit key of the session, or [n], one for each token.
+        position: Index in the log of the token to be chosen, or [n].
         tokens: [n] token ids.
 
     Returns:
         [n] uint32.
     """
-    counter = np.zeros((len(tokens), 4), np.uint32)
-    counter[:, 0] = tokens >> 2
-    counter[:, 1] = position
-    bits: NDArray[np.uint32] = philox4x32(counter, split_seed(seed))[np.arange(len(tokens)), tokens & 3]
+    key = _words(np.broadcast_to(np.asarray(seed, np.uint64), tokens.shape))
+    words = _generate(tokens >> 2, np.asarray(position), 0, key)
+    bits: NDArray[np.uint32] = words[np.arange(len(tokens)), tokens & 3]
     return bits
+
+
+def bit_rows(seeds: Sequence[int], positions: Sequence[int], first: int, groups: int) -> NDArray[np.uint32]:
+    """X of the sampling rule for a run of token ids at several positions.
+
+    Args:
+        seeds: Per row.
+        positions: Per row.
+        first: The first token id is 4 times this.
+        groups: Groups of four token ids.
+
+    Returns:
+        [rows, 4 * groups] uint32.
+    """
+    key = _words(np.array(seeds, np.uint64)[:, None])
+    words = _generate(np.arange(first, first + groups), np.array(positions)[:, None], 0, key)
+    return words.reshape(len(seeds), 4 * groups)
 
 
 def split_seed(seed: int) -> tuple[int, int]:
     """The low and the high word of a 64-bit seed, as Philox's key."""
-    return seed & _MASK, seed >> 32
+    return seed & 0xFFFFFFFF, seed >> 32
 
 
 def derived_seed(seed: int, index: int) -> int:
@@ -83,29 +90,42 @@ def derived_seed(seed: int, index: int) -> int:
     return int(low | high << 32)
 
 
-def gumbel_from_bits(bits: NDArray[np.uint32]) -> NDArray[np.float32]:
-    """Standard Gumbel noise from 32 random bits: -log(E), E = -log1p(-w), w = (float32(x) + 0.5) * 2^-32, below 1.
+def _words(seeds: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """[2, ...]: the low and the high words."""
+    return np.stack((seeds & _MASK, seeds >> _HALF))
 
-    The winners of an argmax come from w near 0, where float32 is fine; the usual -log(-log(u)) takes them from u near
-    1, where it is coarse and distorts the tail of a large vocabulary.
+
+def _generate(
+    c0: NDArray[Any], c1: NDArray[Any], rest: NDArray[Any] | int, key: NDArray[np.uint64]
+) -> NDArray[np.uint32]:
+    """The rounds, over every counter at once.
+
+    Words are held in 64 bits, the two that are multiplied together in one array and the other two in another, so that
+    a round is five calls on whole arrays.
+
+    Args:
+        c0: The counters' first words, of any shape that broadcasts against the others'.
+        c1: The second words.
+        rest: [2, ...], the third and the fourth words, or 0.
+        key: [2, ...].
+
+    Returns:
+        [..., 4] of the common shape.
     """
-    w = (bits.astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-32)
-    np.minimum(w, _BELOW_ONE, out=w)
-    noise: NDArray[np.float32] = -np.log(-np.log1p(-w))
-    return noise
-
-
-def gumbel_row(seed: int, position: int, vocabulary: int) -> NDArray[np.float32]:
-    """The noise of a whole position: [vocabulary] float32, g(seed, position, v) for every token id v."""
-    counter = np.zeros((-(-vocabulary // 4), 4), np.uint32)
-    counter[:, 0] = np.arange(len(counter), dtype=np.uint32)
-    counter[:, 1] = position
-    return gumbel_from_bits(philox4x32(counter, split_seed(seed)).reshape(-1)[:vocabulary])
-
-
-@lru_cache(maxsize=512)
-def cached_gumbel_row(seed: int, position: int, vocabulary: int) -> NDArray[np.float32]:
-    """`gumbel_row`, kept: the rows of one depth share it, and so does the next step when a draft was refused."""
-    row = gumbel_row(seed, position, vocabulary)
-    row.setflags(write=False)
-    return row
+    shape = np.broadcast_shapes(c0.shape, c1.shape, key.shape[1:])
+    even, odd, product = (np.empty((2, *shape), np.uint64) for _ in range(3))
+    even[0], odd[0] = c0, c1
+    even[1], odd[1] = (rest, rest) if isinstance(rest, int) else rest
+    swapped = product[::-1]
+    per_word = (2, *[1] * len(shape))
+    multipliers, weyl = _MULTIPLIERS.reshape(per_word), _WEYL.reshape(per_word)
+    for _ in range(_ROUNDS):
+        np.multiply(even, multipliers, out=product)
+        np.bitwise_xor(odd, key, out=odd)
+        np.right_shift(swapped, _HALF, out=even)
+        np.bitwise_xor(even, odd, out=even)
+        np.bitwise_and(swapped, _MASK, out=odd)
+        key = (key + weyl) & _MASK
+    out = np.empty((*shape, 4), np.uint32)
+    out[..., 0::2], out[..., 1::2] = np.moveaxis(even, 0, -1), np.moveaxis(odd, 0, -1)
+    return out

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from outrider_shared.sampling.philox import cached_gumbel_row, gumbel_from_bits, random_bits
+from outrider_shared.sampling.noise import gumbel_of, noise_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,7 +80,7 @@ def choose(logits: NDArray[np.float32], position: int, params: SamplingParams) -
     """The token of `position` in the log, from the target's logits [vocab] float32 there."""
     if params.greedy:
         return int(np.argmax(logits))
-    noise = cached_gumbel_row(params.seed, position, len(logits))
+    (noise,) = noise_rows(len(logits))([(params.seed, position)])
     return int(np.argmax(filtered_scores(logits, params) + noise))
 
 
@@ -124,6 +124,7 @@ def _perturbed(
         return np.arange(len(logits)), logits
     scores = filtered_scores(logits, params)
     if len(logits) <= _FULL_NOISE_VOCABULARY:
-        return np.arange(len(logits)), scores + cached_gumbel_row(params.seed, position, len(logits))
+        (noise,) = noise_rows(len(logits))([(params.seed, position)])
+        return np.arange(len(logits)), scores + noise
     ids = np.argpartition(scores, len(scores) - _NOISED_LOGITS)[len(scores) - _NOISED_LOGITS :]
-    return ids, scores[ids] + gumbel_from_bits(random_bits(params.seed, position, ids))
+    return ids, scores[ids] + gumbel_of(params.seed, position, ids)

@@ -1,4 +1,4 @@
-"""The noise: Random123's vectors, equality of the two generators, and the distribution of what is made from them."""
+"""The random bits: Random123's vectors, equality of the two generators, and what a token's bits depend on."""
 
 import random
 
@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
 
 from outrider_shared.sampling import philox, philox_torch
 
@@ -60,81 +59,3 @@ def test_the_bits_of_a_token_are_the_word_of_its_group_of_four(seed: int, positi
     for token in range(vocabulary):
         counter = np.array([[token // 4, position, 0, 0]], np.uint32)
         assert bits[token] == philox.philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))[0, token % 4]
-
-
-@given(SEEDS, POSITIONS, st.integers(1, 300), st.randoms(use_true_random=False))
-def test_a_row_holds_the_noise_of_each_token(seed: int, position: int, vocabulary: int, some: random.Random):
-    row = philox.gumbel_row(seed, position, vocabulary)
-    tokens = np.array(some.sample(range(vocabulary), min(vocabulary, 9)), np.int64)
-    assert row.shape == (vocabulary,)
-    assert row.dtype == np.float32
-    assert (row[tokens] == philox.gumbel_from_bits(philox.random_bits(seed, position, tokens))).all()
-
-
-@given(st.lists(st.tuples(SEEDS, POSITIONS), min_size=1, max_size=5), st.integers(1, 300))
-def test_torch_rows_are_the_numpy_rows_up_to_the_last_places(pairs: list[tuple[int, int]], vocabulary: int):
-    rows = philox_torch.gumbel_rows([seed for seed, _ in pairs], [position for _, position in pairs], vocabulary)
-    expected = np.stack([philox.gumbel_row(seed, position, vocabulary) for seed, position in pairs])
-    assert rows.dtype == torch.float32
-    np.testing.assert_allclose(rows.numpy(), expected, rtol=2e-6, atol=2e-6)
-
-
-@given(SEEDS, POSITIONS)
-def test_a_remembered_row_is_the_same_row_and_cannot_be_written(seed: int, position: int):
-    row = philox.cached_gumbel_row(seed, position, 64)
-    assert (row == philox.gumbel_row(seed, position, 64)).all()
-    with pytest.raises(ValueError, match="read-only"):
-        row[0] = 0.0
-
-
-def test_noise_depends_on_all_bits_of_the_seed_and_on_the_position():
-    base = philox.gumbel_row(5, 9, 64)
-    others = [philox.gumbel_row(5 ^ (1 << bit), 9, 64) for bit in range(64)] + [philox.gumbel_row(5, 10, 64)]
-    assert all((row == base).mean() < 0.1 for row in others)
-
-
-def test_the_ends_of_the_bit_range_give_finite_noise_in_order():
-    """The smallest bits win, the largest lose, and none is infinite (E = 0 or w = 1 would be)."""
-    bits = np.array([0, 1, 2, 2**31, 2**32 - 2, 2**32 - 1], np.uint32)
-    noise = philox.gumbel_from_bits(bits)
-    assert np.isfinite(noise).all()
-    assert (np.diff(noise[:4]) < 0).all()
-    assert noise[3] > noise[4] >= noise[5]
-    assert noise[0] == pytest.approx(-np.log(0.5 * 2.0**-32), rel=1e-6)
-
-
-def test_noise_is_minus_the_logarithm_of_an_exponential():
-    bits = np.random.default_rng(1).integers(0, 2**32, 5000, dtype=np.uint32)
-    w = np.minimum((bits.astype(np.float64) + 0.5) * 2.0**-32, 1 - 2.0**-24)
-    np.testing.assert_allclose(philox.gumbel_from_bits(bits), -np.log(-np.log1p(-w)), rtol=2e-5, atol=2e-5)
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2**63 + 12345])
-def test_noise_is_gumbel_distributed(seed: int):
-    noise = np.concatenate([philox.gumbel_row(seed, position, 5000) for position in range(8)])
-    assert stats.kstest(noise, "gumbel_r").pvalue > 1e-3
-
-
-def test_neighbouring_positions_and_seeds_are_not_correlated():
-    rows = [philox.gumbel_row(seed, position, 20000) for seed in (1, 2) for position in (1, 2)]
-    between = np.corrcoef(rows)[np.triu_indices(4, 1)]
-    assert np.abs(between).max() < 0.03
-
-
-def _ties_at_the_top(noise: np.ndarray, among: int = 4) -> bool:
-    top = np.partition(noise, len(noise) - among)[-among:]
-    return len(np.unique(top)) < among
-
-
-def test_no_ties_at_the_top_of_a_large_vocabulary():
-    """Two tokens never share the best noise of a position, where the textbook formula in float32 lets them."""
-    tied = usual_tied = 0
-    for pair in range(240):
-        counter = np.zeros((LARGE_VOCABULARY // 4, 4), np.uint32)
-        counter[:, 0], counter[:, 1] = np.arange(len(counter)), pair * 7
-        bits = philox.philox4x32(counter, philox.split_seed(pair * 0x9E3779B97F4A7C15 % 2**64)).reshape(-1)
-        tied += _ties_at_the_top(philox.gumbel_from_bits(bits))
-        u = np.minimum((bits.astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-32), np.float32(1 - 2.0**-24))
-        usual_tied += _ties_at_the_top(-np.log(-np.log(u)))
-    assert tied == 0
-    assert usual_tied > 0

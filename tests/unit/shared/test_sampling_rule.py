@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from outrider_cloud.kernels.sampling import TorchSampler, log_probabilities
-from outrider_shared.sampling import SamplingParams, philox, rule, rule_torch
+from outrider_shared.sampling import SamplingParams, rule, rule_torch
+from outrider_shared.sampling.noise import gumbel_rows
 
 INF = math.inf
 # Logits on a grid: ties are frequent, and different values stay different at every temperature.
@@ -142,7 +143,7 @@ def test_top_p_weighs_what_top_k_left():
 
 
 def perturbed(logits: np.ndarray, position: int, params: SamplingParams) -> np.ndarray:
-    return rule.filtered_scores(logits, params) + philox.gumbel_row(params.seed, position, len(logits))
+    return rule.filtered_scores(logits, params) + gumbel_rows([params.seed], [position], len(logits))[0]
 
 
 def assert_same_choice(logits: np.ndarray, position: int, params: SamplingParams, one: int, other: int) -> None:
@@ -168,6 +169,32 @@ def test_numpy_torch_and_the_engines_sampler_choose_the_same(numbers: int, asked
         in_numpy = rule.choose(logits[row], i, p)
         assert_same_choice(logits[row], i, p, in_numpy, in_torch[row])
         assert_same_choice(logits[row], i, p, in_numpy, in_engine[row])
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32), st.lists(st.tuples(PARAMS, st.integers(0, 2**20)), min_size=1, max_size=4), st.data())
+def test_noise_for_tokens_within_reach_chooses_as_noise_for_all(numbers: int, asked: list, data: st.DataObject):
+    """In a large vocabulary, of any spread: a token without noise is one that no noise could have chosen."""
+    spreads = data.draw(st.lists(st.sampled_from([0.1, 3.0, 9.0, 30.0]), min_size=len(asked), max_size=len(asked)))
+    generator = np.random.default_rng(numbers)
+    logits = (generator.standard_normal((len(asked), 9001)) * np.array(spreads)[:, None]).astype(np.float32)
+    rows, params = torch.from_numpy(logits), [p for p, _ in asked]
+    noise = gumbel_rows([p.seed for p in params], [i for _, i in asked], 9001)
+    expected = (rule_torch.filtered_scores(rows, params).numpy() + noise).argmax(-1)
+    assert TorchSampler().choose(rows, [i for _, i in asked], params) == expected.tolist()
+
+
+def test_the_most_noise_there_is_lifts_a_token_as_far_as_it_is_within_reach():
+    """The token with the most noise of 64 positions, the likeliest but for it far ahead."""
+    seed, vocabulary = 5, 12_000
+    noise = gumbel_rows([seed] * 64, range(64), vocabulary)
+    position, token = np.unravel_index(noise.argmax(), noise.shape)
+    row = np.full(vocabulary, -1e4, np.float32)
+    row[0] = 0.0
+    for lead, expected in ((0.01, int(token)), (-0.01, 0)):
+        row[token] = noise[position, 0] - noise[position, token] + lead
+        chosen = TorchSampler().choose(torch.from_numpy(row)[None], [int(position)], [SamplingParams(1.0, seed=seed)])
+        assert chosen == [expected]
 
 
 def test_a_filter_of_one_row_does_not_touch_the_others():
