@@ -9,7 +9,7 @@ import torch
 
 from outrider_cloud.kernels.attention import ExactAttention, GroupedAttention, PagedAttention
 from outrider_cloud.kernels.kv import KvPool
-from outrider_cloud.kernels.sampling import Sampler, TorchSampler
+from outrider_cloud.kernels.sampling import CpuSampler, Sampler
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,4 +41,4 @@ class Platform:
 def cpu_platform(*, exact: bool) -> Platform:
     """The torch references on the CPU; with `exact`, those whose rows do not depend on their neighbours."""
     attention: PagedAttention = ExactAttention() if exact else GroupedAttention()
-    return Platform("cpu", torch.device("cpu"), attention, TorchSampler())
+    return Platform("cpu", torch.device("cpu"), attention, CpuSampler())

@@ -1,13 +1,12 @@
 """The sampling rule over the rows of a step, on the CPU platform.
 
-Noise comes from the numpy generator, for all rows of a step at once; scores are the torch reference's. Of a large
-vocabulary only tokens get noise that could be chosen with any: those near enough to the likeliest that the most noise
-there is would bring them past it with the least.
+It is the rule in numpy, as a device has it: filters row by row, noise for all rows at once. Of a large vocabulary only
+tokens get noise that could be chosen with any: those near enough to the likeliest that the most noise there is would
+bring them past it with the least.
 """
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 
 from outrider_shared.logprobs import TokenLogprobs
 from outrider_shared.sampling.noise import HIGHEST, LOWEST, gumbel_of, noise_rows
-from outrider_shared.sampling.rule_torch import filtered_scores
+from outrider_shared.sampling.rule import filtered_scores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,56 +42,45 @@ class Sampler(Protocol):
         """
 
 
-class TorchSampler:
-    """The reference on a CPU."""
+class CpuSampler:
+    """The rule in numpy, over the rows of a step."""
 
     def choose(self, logits: torch.Tensor, positions: Sequence[int], params: Sequence[SamplingParams]) -> list[int]:
         """The chosen token ids; see `Sampler`."""
         rows = [r for r, p in enumerate(params) if not p.greedy]
-        if not rows:
-            return logits.argmax(-1).tolist()
-        if len(rows) == len(params):
-            return _sampled(logits, positions, params)
-        chosen = logits.argmax(-1).tolist()
-        tokens = _sampled(logits[torch.tensor(rows)], [positions[r] for r in rows], [params[r] for r in rows])
-        for row, token in zip(rows, tokens, strict=True):
-            chosen[row] = token
+        chosen = logits.argmax(-1).tolist() if len(rows) < len(params) else [0] * len(rows)
+        if rows:
+            scores = [filtered_scores(logits[r].float().numpy(), params[r]) for r in rows]
+            tokens = _perturbed_argmax(scores, [(params[r].seed, positions[r]) for r in rows])
+            for row, token in zip(rows, tokens, strict=True):
+                chosen[row] = token
         return chosen
 
 
-def _sampled(logits: torch.Tensor, positions: Sequence[int], params: Sequence[SamplingParams]) -> list[int]:
-    scores = filtered_scores(logits, params).numpy()
-    keys = [(p.seed, position) for p, position in zip(params, positions, strict=True)]
-    vocabulary = scores.shape[-1]
+def _perturbed_argmax(scores: Sequence[NDArray[np.float32]], keys: Sequence[tuple[int, int]]) -> list[int]:
+    """Of each row [vocab] the best token under the noise of its seed and position."""
+    few = _few_within_reach(scores)
+    others = [row for row in range(len(scores)) if row not in few]
+    noise = noise_rows(len(scores[0]))([keys[row] for row in others])
+    chosen = {row: int(np.argmax(scores[row] + own)) for row, own in zip(others, noise, strict=True)}
+    if few:
+        lengths = [len(tokens) for tokens in few.values()]
+        seeds = np.repeat(np.array([keys[row][0] for row in few], np.uint64), lengths)
+        positions = np.repeat([keys[row][1] for row in few], lengths)
+        together = gumbel_of(seeds, positions, np.concatenate(list(few.values())))
+        parts = np.split(together, np.cumsum(lengths)[:-1])
+        for (row, tokens), part in zip(few.items(), parts, strict=True):
+            chosen[row] = int(tokens[np.argmax(scores[row][tokens] + part)])
+    return [chosen[row] for row in range(len(scores))]
+
+
+def _few_within_reach(scores: Sequence[NDArray[np.float32]]) -> dict[int, NDArray[np.int64]]:
+    """The tokens of those rows of which only few could be chosen with any noise."""
+    vocabulary = len(scores[0])
     if vocabulary <= _WHOLE_ROWS:
-        return _by_rows(scores, keys)
-    near = scores >= _REACH
-    counts = near.sum(-1)
-    few = (counts > 0) & (counts <= _FEW * vocabulary)
-    chosen = np.empty(len(keys), np.int64)
-    if few.any():
-        chosen[few] = _by_tokens(scores[few], near[few], [keys[r] for r in few.nonzero()[0]])
-    if not few.all():
-        chosen[~few] = _by_rows(scores[~few], [keys[r] for r in (~few).nonzero()[0]])
-    return chosen.tolist()
-
-
-def _by_rows(scores: NDArray[np.float32], keys: Sequence[tuple[int, int]]) -> list[int]:
-    """The choices from scores [rows, vocab], which are overwritten, with noise for every token."""
-    for row, noise in zip(scores, noise_rows(scores.shape[-1])(keys), strict=True):
-        row += noise
-    return scores.argmax(-1).tolist()
-
-
-def _by_tokens(
-    scores: NDArray[np.float32], near: NDArray[np.bool_], keys: Sequence[tuple[int, int]]
-) -> list[int]:
-    """The choices from scores [rows, vocab] among the tokens of `near` [rows, vocab], at least one in each row."""
-    rows, tokens = near.nonzero()
-    seeds, positions = np.array([s for s, _ in keys], np.uint64), np.array([p for _, p in keys])
-    noisy = scores[rows, tokens] + gumbel_of(seeds[rows], positions[rows], tokens)
-    bounds = np.searchsorted(rows, np.arange(len(keys) + 1)).tolist()
-    return [int(tokens[a + noisy[a:b].argmax()]) for a, b in itertools.pairwise(bounds)]
+        return {}
+    near = {row: np.flatnonzero(values >= _REACH) for row, values in enumerate(scores)}
+    return {row: tokens for row, tokens in near.items() if 0 < len(tokens) <= _FEW * vocabulary}
 
 
 def log_probabilities(logits: torch.Tensor, tokens: Sequence[int], top: int = 0) -> list[TokenLogprobs]:

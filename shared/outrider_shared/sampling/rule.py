@@ -1,4 +1,4 @@
-"""The sampling rule in numpy (design: "the heart"), as the edge uses it, and the definition of its filters.
+"""The sampling rule in numpy, as the edge and the CPU platform use it, and the definition of its filters.
 
     choose(z, i) = argmax_v ( filter((z_v - max z) / T) + g(seed, i, v) )   T > 0
     choose(z, i) = argmax_v z_v                                             T = 0
@@ -31,7 +31,7 @@ _NOISED_LOGITS = 512
 
 def scale(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
     """Temperature: (z - max z) / T. logits [vocab] float32, T > 0. The likeliest tokens have 0, all others less."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         scores: NDArray[np.float32] = (logits - logits.max()) / np.float32(temperature)
     return scores
 
@@ -52,7 +52,9 @@ def keep_top_p(scores: NDArray[np.float32], p: float) -> NDArray[np.float32]:
     """
     if p >= 1.0:
         return scores
-    ordered = np.sort(scores)[::-1]
+    ordered = np.sort(scores[scores > _NEVER])[::-1]
+    if not len(ordered):
+        return scores
     mass = np.cumsum(np.exp(ordered, dtype=np.float64))
     last = int(np.searchsorted(mass, np.float64(p) * mass[-1]))
     return np.where(scores < ordered[min(last, len(ordered) - 1)], _NEVER, scores)
