@@ -156,6 +156,7 @@ class TokenPrinter:
         elif isinstance(event, Online):
             self._note("online again" + (f", {left} tokens to verify" if left else ""))
         elif isinstance(event, Finished) and left:
+            self._put("]", UNVERIFIED)
             self._note(f"the last {left} tokens are the draft model's alone: the cloud did not see them")
 
     def _alone(self, event: Unverified) -> None:

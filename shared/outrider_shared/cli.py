@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import json
+import signal
 import sys
 from typing import Any, NoReturn
 
@@ -24,9 +25,17 @@ _PLACES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errn
 class TypedErrors(click.Group):
     """A group whose commands end with a sentence and an exit status instead of a traceback.
 
-    Status 2 is the caller's fault (flags, files, bad input), 1 everything else. With --json among the arguments, the
-    error goes to standard output as {"error": {"code", "message", "hint"}}, too.
+    Status 2 is the caller's fault (flags, files, bad input), 130 is Ctrl-C, 1 everything else. With --json among the
+    arguments, the error goes to standard output as {"error": {"code", "message", "hint"}}, too.
     """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; Ctrl-C ends it with the status of that signal."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("\noutrider: stopped", err=True)
+            ctx.exit(128 + signal.SIGINT)
 
     def main(self, args: Any = None, *rest: Any, **extra: Any) -> Any:
         """Run, and end the process."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc
 
 from outrider_shared import wire
+from outrider_shared.addresses import split_address
 from outrider_shared.errors import (
     ConfigError,
     DeadlineError,
@@ -110,6 +111,9 @@ class GrpcConnector:
         tls: None is plaintext.
         connect_timeout_s: How long to wait for the cloud to be reachable.
         deadline_s: Bound on each stream; None is unbounded.
+
+    Raises:
+        ConfigError: if the target is no HOST:PORT, or a TLS file cannot be read.
     """
 
     def __init__(
@@ -120,6 +124,7 @@ class GrpcConnector:
         connect_timeout_s: float = 5.0,
         deadline_s: float | None = None,
     ) -> None:
+        split_address(target)
         self._target = target
         self._credentials = None if tls is None else tls.credentials()
         self._timeout_s = connect_timeout_s

@@ -16,6 +16,7 @@ import selectors
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Self
 
+from outrider_shared.addresses import split_address
 from outrider_shared.emulator.connection import Connection
 from outrider_shared.emulator.faults import Fault, FaultKind, FaultSchedule
 from outrider_shared.emulator.frames import FrameTallies
@@ -181,15 +182,3 @@ class LinkProxy:
         self.counters.connections += 1
         self._connections.add(connection)
         return connection.client
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port.
-
-    Raises:
-        ConfigError: if the text is no HOST:PORT.
-    """
-    host, separator, port = address.rpartition(":")
-    if not separator or not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"address {address!r} is not HOST:PORT")
-    return host.strip("[]"), int(port)

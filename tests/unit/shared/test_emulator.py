@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from outrider_shared.addresses import split_address
 from outrider_shared.emulator import Fault, FaultKind, FaultSchedule, LinkPlan, LinkProfile
-from outrider_shared.emulator.proxy import split_address
 from outrider_shared.emulator.shaper import SEGMENT_BYTES, Shaper
 from outrider_shared.errors import ConfigError
 
