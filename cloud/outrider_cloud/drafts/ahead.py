@@ -4,8 +4,9 @@ Rules:
     * Rounds run in a helper thread, over growths made before the step; trees are touched between steps only.
     * A round is begun only if it should end before the step does. One that is late is waited for by the next drafting,
       never by a commit.
-    * Both models may share a processor. So one step in thirty-two goes without, and if steps with a helper turn out
-      longer by more than the rounds that it saves, it is the other way round until that changes.
+    * Both models may share a processor. So the first steps go with and without by turns, then one in thirty-two goes
+      without, and if steps with a helper turn out longer by more than the rounds that it saves, it is the other way
+      round until that changes.
 """
 
 from __future__ import annotations
@@ -137,6 +138,8 @@ class _Worth:
     def turn(self) -> bool:
         """Whether the next step has a helper."""
         self._turns += 1
+        if min(self._steps) < _KNOWN:
+            return self._steps[True] <= self._steps[False]
         return (self._turns % _PROBE != 0) == self._pays
 
     def step(self, taken_s: float, *, helped: bool) -> None:
@@ -151,6 +154,4 @@ class _Worth:
 
     @property
     def _pays(self) -> bool:
-        if min(self._steps) < _KNOWN:
-            return True
         return self._mean_s[True] - self._mean_s[False] <= self._saved_s

@@ -10,8 +10,8 @@ Rules:
       those that read the prompt for the target included.
     * While the target's step runs, it drafts on (`ahead`), as far as there is time; the fuller the steps, the more a
       guess must win for the time that it takes.
-    * It rests for sessions whose device keeps up: whose drafts come so soon that the step waits for them, or would,
-      if the model's own rounds stood before it.
+    * It rests for sessions whose device keeps up: whose drafts come sooner than the model's own would, or, where steps
+      are full, so soon that others use the time.
     * Lookup fills only rows that would stay empty; a guess of the model may displace what is worth less. As edges fill
       the rows with worthy nodes, the work goes back to the edges.
     * A draft model that fails is let go: sessions lose its drafts, nothing else.
@@ -22,6 +22,7 @@ Survival of a guess comes from its margin (a lookup's: its run), by calibrations
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -57,8 +58,8 @@ _SURE = 0.85
 _READ_SHARE = 0.5
 # What the model drafts for a step takes about as many rounds.
 _ROUNDS = 8
-# Ahead of a step, what is now unlikely may be likely behind it.
-_LEAST_AHEAD = 0.02
+# Ahead of a step, too: 0.02 asked for a fifth more, and nothing came of it.
+_LEAST_AHEAD = 0.1
 
 
 def source_of(node: Node) -> Source:
@@ -66,12 +67,6 @@ def source_of(node: Node) -> Source:
     if node.number != UNNUMBERED:
         return Source.EDGE
     return Source.LOOKUP if node.guess is not None and node.guess.source == LOOKUP else Source.MODEL
-
-
-def _left_to(model: GuessModel, sessions: Sequence[Session], step_s: float) -> list[Session]:
-    """Whose devices do not keep up: their drafts are later than the step waits, by more than the model would take."""
-    soon_s = SOON * step_s + _ROUNDS * model.seconds(1)
-    return [session for session in sessions if not session.keeps_up(soon_s)]
 
 
 def _worth_asking(model: GuessModel, growths: Sequence[Growth], rows: Rows, tokens_per_s: float) -> list[Growth]:
@@ -115,12 +110,21 @@ class CloudDrafts:
         self.calibration = Calibrations()
         self.ahead = None if model is None else DraftAhead(model, self.calibration, clock, executor)
         self.rounds = 0
-        self._tokens_per_s = self._displaced = 0.0
+        # Of the last step: how full beyond a half, what it brings, and what its least node was worth.
+        self._scarcity = self._tokens_per_s = self._displaced = 0.0
 
     @property
     def has_model(self) -> bool:
         """Whether there is a draft model."""
         return self._model is not None
+
+    def own_s(self, step_s: float) -> float:
+        """Drafts of a device that come later than this after a commit are as well made here; infinite without a model.
+
+        While steps have rows to spare that is what the model takes for them. The fuller the steps, the more of the time
+        that a session waits is of use to others.
+        """
+        return math.inf if self._model is None else _ROUNDS * self._model.seconds(1) + self._scarcity * step_s
 
     def gather(self) -> None:
         """Hang what was drafted ahead into the trees; call it before anybody looks whether they are empty."""
@@ -144,24 +148,22 @@ class CloudDrafts:
         for session in drafted_for:
             if room > 0 and not session.tree.children:
                 room -= self._look_up(session, room)
-        if self._model is not None and free > 0:
-            left = _left_to(self._model, drafted_for, step_s)
-            if left:
-                self._draft(self._model, left, decoding, Rows(free), step_s)
+        left = self._left_to_model(drafted_for, step_s)
+        if self._model is not None and left and free > 0:
+            self._draft(self._model, left, decoding, Rows(free), step_s)
         return time.perf_counter() - started
 
     def begin(self, works: Sequence[Work], step_s: float) -> None:
         """Draft on below what is about to run, until the step ends."""
+        self._scarcity = max(0.0, 2.0 * sum(work.rows for work in works) / self._config.rows - 1.0)
         if self.ahead is None or self._model is None:
             return
-        willing = [work.session for work in works if work.session.request.own_drafts]
-        sessions = _left_to(self._model, willing, step_s)
+        sessions = self._left_to_model([work.session for work in works if work.session.request.own_drafts], step_s)
         if not sessions:
             return
-        # The more of a step's rows are in use, the more a guess must be worth what it costs.
-        load = min(1.0, sum(work.rows for work in works) / self._config.rows)
-        price = self._tokens_per_s * self._model.seconds(len(sessions)) / len(sessions)
-        least, rows = max(_LEAST_AHEAD, load * (price + self._displaced) / EXPECTED), self._config.max_draft_rows
+        # The fuller the steps, the more a guess must win for its time, and for the row that it takes.
+        price = self._tokens_per_s * self._model.seconds(len(sessions)) / len(sessions) + self._displaced
+        least, rows = max(_LEAST_AHEAD, self._scarcity * price / EXPECTED), self._config.max_draft_rows
         self.ahead.begin(lambda: [Growth(session, rows, least) for session in sessions], step_s)
 
     def end(self, works: Sequence[Work]) -> None:
@@ -182,6 +184,11 @@ class CloudDrafts:
             self._ended.append(session_id)
         elif self._model is not None:
             self._model.forget(session_id)
+
+    def _left_to_model(self, sessions: Sequence[Session], step_s: float) -> list[Session]:
+        """Whose devices do not keep up."""
+        soon_s = min(SOON * step_s, self.own_s(step_s))
+        return [session for session in sessions if not session.keeps_up(soon_s)]
 
     def _look_up(self, session: Session, room: int) -> int:
         """Hang what followed the same words before; returns how many nodes."""

@@ -105,7 +105,8 @@ class Engine(Roster):
         self._expire(now)
         self.memory.admit(self.sessions.values())
         self.drafts.gather()
-        ready = schedule.ready(self.sessions.values(), self.config, now, self.stats.step_s)
+        own_s = self.drafts.own_s(self.stats.step_s)
+        ready = schedule.ready(self.sessions.values(), self.config, now, self.stats.step_s, own_s)
         if not ready:
             return []
         self._busy_since = time.perf_counter()
@@ -139,10 +140,11 @@ class Engine(Roster):
 
     def idle_until(self) -> float:
         """When `step` may have something to do without further input: a holding session's or a lease's end."""
-        leases = (s.lease_end for s in self.sessions.values())
+        sessions, step_s = self.sessions.values(), self.stats.step_s
+        own_s = self.drafts.own_s(step_s)
         return min(
-            schedule.next_hold_end(self.sessions.values(), self.config, self._clock(), self.stats.step_s),
-            min(leases, default=float("inf")),
+            schedule.next_hold_end(sessions, self.config, self._clock(), step_s, own_s),
+            min((s.lease_end for s in sessions), default=float("inf")),
         )
 
     def _commit(self, works: list[Work], decision: Decision, bad: Mapping[int, OutriderError]) -> None:

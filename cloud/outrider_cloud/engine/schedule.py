@@ -70,7 +70,9 @@ class Work:
         return self.sure + len(self.nodes)
 
 
-def ready(sessions: Iterable[Session], config: EngineConfig, now: float, step_s: float = 0.0) -> list[Session]:
+def ready(
+    sessions: Iterable[Session], config: EngineConfig, now: float, step_s: float = 0.0, own_s: float = math.inf
+) -> list[Session]:
     """Who does not wait.
 
     Args:
@@ -78,9 +80,10 @@ def ready(sessions: Iterable[Session], config: EngineConfig, now: float, step_s:
         config: Bounds.
         now: Seconds, monotonic.
         step_s: How long a step takes these days; 0 if unknown.
+        own_s: Drafts that come later than this are as well made in the cloud; infinite if they cannot.
     """
     present = [s for s in sessions if s.state is State.RUNNING]
-    found = [s for s in present if not s.holds(now, patience_s(s, config, step_s))]
+    found = [s for s in present if not s.holds(now, patience_s(s, config, step_s, own_s))]
     return [] if now < gathering_until(present, found, config, now, step_s) else found
 
 
@@ -206,24 +209,27 @@ def hint(session: Session, sessions: int, load: int, config: EngineConfig, step_
     return Hint(min(config.max_nodes, max(_LEAST_NODES, int(shares * share))), load)
 
 
-def patience_s(session: Session, config: EngineConfig, step_s: float) -> float:
+def patience_s(session: Session, config: EngineConfig, step_s: float, own_s: float = math.inf) -> float:
     """How long after a commit a session waits for drafts, by its pace.
 
     `hold` waits up to `hold_s`. Both `auto` and `ahead` wait for drafts that are nearly there: expected within
-    `SOON` of a step's time, and then for `LATEST` of it at most. `ahead` waits no longer than drafts have won for the
-    session before, so that it is never behind plain streaming.
+    `SOON` of a step's time, and sooner than the cloud's own would be (`own_s`), and then for `LATEST` of it at most.
+    `ahead` waits no longer than drafts have won for the session before, so that it is never behind plain streaming.
     """
     pace = session.request.pace
     if pace is Pace.HOLD:
         return config.hold_s
-    most_s = min(config.hold_s, session.awaited_s(SOON * step_s, LATEST * step_s))
+    soon_s = min(SOON * step_s, own_s) if session.request.own_drafts else SOON * step_s
+    most_s = min(config.hold_s, session.awaited_s(soon_s, LATEST * step_s))
     return min(most_s, max(0.0, session.won_s)) if pace is Pace.AHEAD else most_s
 
 
-def next_hold_end(sessions: Iterable[Session], config: EngineConfig, now: float, step_s: float = 0.0) -> float:
-    """When the first session that holds now gives up waiting; infinite if none holds."""
+def next_hold_end(
+    sessions: Iterable[Session], config: EngineConfig, now: float, step_s: float = 0.0, own_s: float = math.inf
+) -> float:
+    """When the first session that holds now gives up waiting; infinite if none holds. Arguments as for `ready`."""
     running = [s for s in sessions if s.state is State.RUNNING]
-    waits = [(s, patience_s(s, config, step_s)) for s in running]
+    waits = [(s, patience_s(s, config, step_s, own_s)) for s in running]
     ends = [s.hold_since + wait for s, wait in waits if s.holds(now, wait)]
     gathering = gathering_until(running, [s for s, wait in waits if not s.holds(now, wait)], config, now, step_s)
     return min([*ends, gathering] if gathering > now else ends, default=math.inf)

@@ -9,8 +9,8 @@ from outrider_cloud.drafts.fill import CloudDrafts, source_of
 from outrider_cloud.drafts.lookup import PromptLookup
 from outrider_cloud.drafts.model import READING, Ask
 from outrider_cloud.engine.config import EngineConfig
-from outrider_cloud.engine.events import Hint, Request, Source
-from outrider_cloud.engine.schedule import Work, hint, load, plan
+from outrider_cloud.engine.events import Hint, Pace, Request, Source
+from outrider_cloud.engine.schedule import Work, hint, load, patience_s, plan
 from outrider_cloud.engine.session import Session, State
 from outrider_cloud.engine.survival import DraftSurvival
 from outrider_cloud.model.loading import LoadedModel
@@ -18,6 +18,7 @@ from outrider_shared.errors import MismatchError
 from outrider_shared.ids import SessionId
 from outrider_shared.sampling import SamplingParams
 from outrider_shared.sampling.rule import Guess, guess
+from outrider_shared.tree import DraftTree
 from support.models import third_party
 from support.rig import GREEDY, Rig, direct_logits, plain
 
@@ -163,7 +164,7 @@ def test_the_model_rests_for_a_device_that_keeps_up_until_it_falls_silent():
     answer = list(range(10, 60))
     session, model = session_of("a", answer[:3]), Knowing(answer, 1e-4)
     drafts = CloudDrafts(EngineConfig(), model)
-    session.response_s, session.hold_since = 0.01, 100.0
+    session.response_s, session.hold_since = 0.0005, 100.0
     drafts.fill([session], 0.025)
     drafts.begin([Work(session, 1)], 0.025)
     assert model.rounds == 0
@@ -173,13 +174,49 @@ def test_the_model_rests_for_a_device_that_keeps_up_until_it_falls_silent():
     assert chain_of(session)[:3] == answer[3:6]
 
 
-@pytest.mark.parametrize(("response_s", "helped"), [(0.014, False), (0.016, True)])
-def test_a_device_keeps_up_whose_drafts_the_step_waits_for(response_s: float, *, helped: bool):
+def answering(log: list[int], response_s: float | None, **more) -> Session:
+    """A session of pace `auto` amid its answer, whose device usually takes that long to draft."""
+    session = session_of("a", log[:-1], pace=Pace.AUTO, **more)
+    session.log.append(log[-1])
+    session.computed, session.response_s = len(log) - 1, response_s
+    return session
+
+
+@pytest.mark.parametrize(
+    ("response_s", "rows", "helped"),
+    [
+        pytest.param(0.0007, 256, False, id="sooner than eight rounds of the model"),
+        pytest.param(0.0009, 256, True, id="later"),
+        pytest.param(0.014, 18, False, id="later, but steps are full and the step waits"),
+        pytest.param(0.016, 18, True, id="later than a step waits"),
+    ],
+)
+def test_a_device_keeps_up_whose_drafts_are_worth_waiting_for(response_s: float, rows: int, *, helped: bool):
     answer = list(range(10, 60))
-    session, model = session_of("a", answer[:3]), Knowing(answer, 1e-4)
-    session.response_s = response_s
-    CloudDrafts(EngineConfig(), model).fill([session], 0.025)
+    session, model = answering(answer[:3], None), Knowing(answer, 1e-4)
+    config = EngineConfig(row_budget=rows)
+    drafts = CloudDrafts(config, model)
+    drafts.fill([session], 0.025)
+    drafts.begin(plan([session], config), 0.025)
+    drafts.end([])
+    drafts.gather()
+    session.tree = DraftTree(session.log)
+    session.response_s, model.rounds = response_s, 0
+    assert (patience_s(session, config, 0.025, drafts.own_s(0.025)) > 0.0) == (not helped)
+    drafts.fill([session], 0.025)
     assert bool(model.rounds) == helped
+
+
+def test_without_a_model_a_device_is_waited_for_as_far_as_a_step_allows():
+    session, config = answering([1, 2, 3], 0.014), EngineConfig()
+    assert patience_s(session, config, 0.025, CloudDrafts(config).own_s(0.025)) > 0.0
+    session.response_s = 0.016
+    assert patience_s(session, config, 0.025, CloudDrafts(config).own_s(0.025)) == 0.0
+
+
+def test_who_wants_no_drafts_of_the_cloud_waits_for_its_own():
+    session, config = answering([1, 2, 3], 0.014, own_drafts=False), EngineConfig()
+    assert patience_s(session, config, 0.025, CloudDrafts(config, Knowing([], 1e-4)).own_s(0.025)) > 0.0
 
 
 @pytest.mark.parametrize(("reading_s", "helped"), [(0.012, True), (0.013, False)])
