@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 import torch
 
 from outrider_cloud.drafts.build import build_draft
+from outrider_cloud.drafts.fit import check_draft
 from outrider_cloud.engine.cuda_graphs import Graphs
 from outrider_cloud.engine.cuda_runner import CudaRunner
 from outrider_cloud.engine.engine import Engine
@@ -75,6 +76,8 @@ def build_engine(
         ModelError: if the model cannot be served there, or with `config.exact` not bit for bit.
         PackError: if the draft is a damaged pack.
     """
+    if isinstance(draft, (str, Path)) and isinstance(model, (str, Path)):
+        check_draft(draft, model)  # before minutes are spent on the target
     world = team.world if team is not None else World(shards=shards, ordered=config.exact)
     runner = build_runner(model, config, world, **placement)
     if team is not None:

@@ -159,6 +159,7 @@ REFUSED = {
     "plaintext beyond loopback": (["cloud", "serve", "--listen", "0.0.0.0:0"], 2, "--insecure"),
     "address that is none": (["cloud", "serve", "--listen", "nowhere"], 2, "HOST:PORT"),
     "model that is none": (["cloud", "serve", "--model", "/nonexistent"], 2, "config.json"),
+    "draft that is none": (["cloud", "serve", "--draft", "/nonexistent"], 2, "the draft /nonexistent does not exist"),
     "half a key pair": (["cloud", "serve", "--tls-cert", "/nonexistent"], 2, "belong together"),
     "unreachable cloud": ([*NOWHERE, "--prompt", "x", "--offline-after", "1s"], 1, "127.0.0.1:1"),
     "answer past its deadline": ([*NOWHERE, "--prompt", "x", "--deadline-s", "1"], 1, "within 1 s"),

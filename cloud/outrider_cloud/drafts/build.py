@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from outrider_cloud.drafts.fit import Tokens, check_tokens, draft_folder
 from outrider_cloud.drafts.model import DraftModel
 from outrider_cloud.engine.runner import ModelRunner
 from outrider_cloud.kernels.platform import cpu_platform
-from outrider_cloud.model.loading import BUNDLED, LoadedModel, load_model
-from outrider_shared.errors import MismatchError
-from outrider_shared.packs import MANIFEST, bundled_pack, read_pack
+from outrider_cloud.model.loading import LoadedModel, load_model
+from outrider_shared.packs import MANIFEST, read_pack
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from outrider_cloud.drafts.model import GuessModel
     from outrider_cloud.engine.config import EngineConfig
 
@@ -34,14 +35,14 @@ def build_draft(draft: str | Path | LoadedModel, target: LoadedModel, config: En
     """
     if isinstance(draft, LoadedModel):
         return _paged(draft, target, config)
-    folder = bundled_pack() if str(draft) == BUNDLED else Path(draft)
+    folder = draft_folder(draft)
     if (folder / MANIFEST).exists():
         return _packed(folder, target, config)
     return _paged(load_model(folder), target, config)
 
 
 def _paged(loaded: LoadedModel, target: LoadedModel, config: EngineConfig) -> DraftModel:
-    _check_tokens(loaded.name, loaded.vocabulary, loaded.tokenizer_sha256, target)
+    check_tokens(loaded, target)
     natural = dataclasses.replace(config, exact=False)  # a draft is a guess: its bits decide nothing
     return DraftModel(ModelRunner(loaded, cpu_platform(exact=False), natural), natural)
 
@@ -49,20 +50,8 @@ def _paged(loaded: LoadedModel, target: LoadedModel, config: EngineConfig) -> Dr
 def _packed(folder: Path, target: LoadedModel, config: EngineConfig) -> GuessModel:
     pack = read_pack(folder)
     manifest = pack.manifest
-    _check_tokens(manifest.name, manifest.architecture.vocab_size, manifest.tokenizer_fingerprint, target)
+    check_tokens(Tokens(manifest.name, manifest.architecture.vocab_size, manifest.tokenizer_fingerprint), target)
     from outrider_cloud.drafts.packed import PackedDraftModel  # noqa: PLC0415 - ONNX Runtime, for who drafts by a pack
     from outrider_shared.drafting import runtime  # noqa: PLC0415 - likewise
 
     return PackedDraftModel(runtime.DraftModel.load(pack), config.blocks * config.block_size)
-
-
-def _check_tokens(name: str, vocabulary: int, tokenizer: str, target: LoadedModel) -> None:
-    for what, ours, theirs in (
-        ("vocabulary", target.vocabulary, vocabulary),
-        ("tokenizer", target.tokenizer_sha256[:16], tokenizer[:16]),
-    ):
-        if ours != theirs:
-            raise MismatchError(
-                f"the {what} of the draft {name} is {theirs}, that of the target {target.name} {ours}",
-                hint="use a draft that was made for this target",
-            )

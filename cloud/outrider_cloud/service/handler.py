@@ -14,6 +14,7 @@ import structlog
 
 from outrider_cloud.engine.events import Committed, Event, Failed, Opened
 from outrider_cloud.replay.recording import Recording
+from outrider_cloud.service.asking import whole_open
 from outrider_cloud.service.directory import Directory, Stream
 from outrider_cloud.service.memory import LogMemory
 from outrider_cloud.service.opening import read_open
@@ -27,7 +28,7 @@ from outrider_shared.errors import (
     ProtocolError,
     UnavailableError,
 )
-from outrider_shared.wire import NODES_BEFORE_OPENED, draft_count, error_to_wire, grammar_from_wire
+from outrider_shared.wire import draft_count, error_to_wire, grammar_from_wire
 from outrider_wire.v1 import verifier_pb2 as pb
 
 if TYPE_CHECKING:
@@ -162,8 +163,10 @@ class SessionHandler:
 
     async def _serve(self, message: pb.Open, requests: AsyncIterator[pb.DecodeRequest]) -> None:
         self._opened_at = time.monotonic()
-        message, prefix, early = await self._whole(message, requests)
-        request = read_open(message, self._service.model, prefix)
+        memory, limit = self._service.memory, self._service.config.open_timeout_s
+        whole = await whole_open(message, requests, memory, self._device, self._send_within, limit)
+        message = whole.message
+        request = read_open(message, self._service.model, whole.prefix)
         request = self._recorded(dataclasses.replace(request, scope=self._scope()))
         stream = Stream(request.session_id, self._device, request, self._end)
         resumable = self._service.directory.enter(stream, message.lease)
@@ -172,7 +175,7 @@ class SessionHandler:
             if message.HasField("grammar"):
                 request = dataclasses.replace(request, matcher=await self._compile(message, request))
             await self._start(request, resumable=resumable)
-            reader = await self._exchange(stream, _after(early, requests))
+            reader = await self._exchange(stream, whole.requests)
             outcome = "finished"
         except OutriderError:
             outcome = "failed"
@@ -204,31 +207,6 @@ class SessionHandler:
         if compiler is None:
             raise GrammarError("this service follows no grammars", hint="leave out the grammar")
         return await compiler.prepare(grammar, request.committed)
-
-    async def _whole(
-        self, message: pb.Open, requests: AsyncIterator[pb.DecodeRequest]
-    ) -> tuple[pb.Open, tuple[int, ...], list[pb.DecodeRequest]]:
-        """An `Open` with the tokens that its prefix names, and the drafts that came before it was whole."""
-        memory = self._service.memory
-        if not message.prefix:
-            return message, (), []
-        prefix = memory.find(message.prefix, self._device, message.prefix_length, message.prefix_digest)
-        if prefix is not None:
-            return message, prefix, []
-        await self._send_within(pb.DecodeResponse(need_prompt=pb.NeedPrompt()))
-        early: list[pb.DecodeRequest] = []
-        async with asyncio.timeout(self._service.config.open_timeout_s):
-            async for request in requests:
-                kind = request.WhichOneof("body")
-                if kind == "open" and not request.open.prefix:
-                    return request.open, (), early
-                if kind == "ping":
-                    await self._send_within(pb.DecodeResponse(pong=pb.Pong(number=request.ping.number)))
-                elif kind in {"draft", "cancel"} and len(early) < NODES_BEFORE_OPENED:
-                    early.append(request)
-                elif kind is not None:
-                    raise ProtocolError(f"a message of kind {kind!r} came, the whole prompt was asked for")
-        raise ProtocolError("the stream ended before the whole prompt came")
 
     async def _start(self, request: Request, *, resumable: bool) -> None:
         loop = asyncio.get_running_loop()
@@ -362,15 +340,6 @@ async def _hear_out(reader: asyncio.Task[None], most_s: float) -> None:
     finally:
         reader.cancel()
         await asyncio.gather(reader, return_exceptions=True)
-
-
-async def _after(
-    early: list[pb.DecodeRequest], requests: AsyncIterator[pb.DecodeRequest]
-) -> AsyncIterator[pb.DecodeRequest]:
-    for request in early:
-        yield request
-    async for request in requests:
-        yield request
 
 
 def _draft(session_id: SessionId, draft: pb.Draft, arrived: float, engine: Engine) -> None:
