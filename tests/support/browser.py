@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from playwright.sync_api import Browser, Page, Request
 
@@ -18,6 +18,7 @@ CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 SHOTS = Path("build") / "screenshots"
+SLOW_MS = 60_000
 VIEWS = {"light": (1280, 860, "light"), "dark": (1280, 860, "dark"), "phone": (390, 844, "dark")}
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)")
@@ -78,3 +79,18 @@ def shoot(page: Page, name: str, *, whole: bool = False) -> None:
 def fits(page: Page) -> bool:
     """Whether nothing of the page lies beside the screen."""
     return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
+
+
+def until(page: Page, look: str, found: Callable[[Any], bool] = bool) -> Any:
+    """What a look at the page gives once it is so. Playwright's own waiting runs text, which the policy forbids."""
+    for _ in range(SLOW_MS // 100):
+        if found(seen := page.evaluate(look)):
+            return seen
+        page.wait_for_timeout(100)
+    raise AssertionError(f"{look} is still {seen!r}")
+
+
+def changes(page: Page, look: str) -> tuple[Any, Any]:
+    """Waits until a look at the page gives something else, with nobody touching it."""
+    before = page.evaluate(look)
+    return before, until(page, look, lambda now: now != before)

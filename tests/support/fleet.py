@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from outrider_cloud.fleet.controller import Controller
 from outrider_cloud.fleet.plane import Arrived
 from outrider_cloud.fleet.registry import rollouts
 from outrider_cloud.fleet.registry.database import Database
+from outrider_cloud.fleet.rollout.spec import Gates, Spec, Stage
 from outrider_shared.fleet.messages import (
     LATENCY_EDGES_MS,
     Info,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from outrider_shared.fleet.desired import Desired
 
 OLD, GOOD, BAD = "a" * 64, "b" * 64, "c" * 64
+STAGES = (Stage(20, soak_s=0), Stage(60, soak_s=0), Stage(100, soak_s=0))
 
 
 @dataclass
@@ -127,3 +129,21 @@ class Fleet:
         raise AssertionError(
             f"still {row.state}/{row.stage}/{row.stage_state}: {row.waits_for} {row.reason} {time.time()}"
         )
+
+
+def spec(sha256: str = GOOD, **changes: Any) -> Spec:
+    """A roll-out that does not wait for time to pass."""
+    values: dict[str, Any] = {
+        "stages": STAGES,
+        "per_minute": 1e6,
+        "control_percent": 20.0,
+        "gates": Gates(min_pairs=40),
+    }
+    return Spec("r1", f"draft/int8/{sha256[0]}", sha256, "int8", **values | changes)
+
+
+def start(fleet: Fleet, wanted: Spec) -> None:
+    """Make a roll-out and submit it."""
+    with fleet.database.transaction() as connection:
+        rollouts.create(connection, wanted, "ann")
+        rollouts.submit(connection, wanted.name, "ann")

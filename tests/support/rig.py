@@ -136,3 +136,11 @@ def plain(folder: Path, prompt: tuple[int, ...], count: int, params: SamplingPar
     for _ in range(count):
         log.append(choose(direct_logits(folder, log)[-1], len(log), params))
     return tuple(log[len(prompt) :])
+
+
+def check_usage(rig: Rig, session_id: SessionId) -> None:
+    """The last commit's bill adds up to the tokens that came."""
+    last = rig.commits(session_id)[-1]
+    assert last.usage is not None
+    assert len(rig.tokens(session_id)) == last.usage.steps + last.usage.accepted
+    assert last.usage.rows >= last.usage.steps

@@ -11,11 +11,10 @@ import signal
 
 import pytest
 
-from support.browser import VIEWS, Pages, chromium, fits, needs_chromium, shoot
+from support.browser import SLOW_MS, VIEWS, Pages, changes, chromium, fits, needs_chromium, shoot, until
 from support.watched import BAD, DEVICES, GOOD, NORTH, QUICK, SOUTH, WEST, hostile, watched
 
 pytestmark = needs_chromium
-SLOW_MS = 60_000
 IMG = '<img src=x onerror="window.ran=1">'
 RAN = "[document.images.length, document.querySelectorAll('body script').length, window.ran]"
 SCRIPT = f"</script><script>window.ran=1</script>{IMG}"
@@ -72,21 +71,6 @@ def enter(pages, fleet):
 def go(page, place):
     page.evaluate("place => { location.hash = '#/' + place; }", place)
     page.locator("main .card").first.wait_for()
-
-
-def until(page, look, found=bool):
-    """What a look at the page gives once it is so. Playwright's own waiting runs text, which the policy forbids."""
-    for _ in range(SLOW_MS // 100):
-        if found(seen := page.evaluate(look)):
-            return seen
-        page.wait_for_timeout(100)
-    raise AssertionError(f"{look} is still {seen!r}")
-
-
-def changes(page, look):
-    """Waits until a look at the page gives something else, with nobody touching it."""
-    before = page.evaluate(look)
-    return before, until(page, look, lambda now: now != before)
 
 
 def figure(name):
