@@ -139,7 +139,10 @@ class CloudDrafts:
         self._ended.clear()
 
     def fill(self, ready: Sequence[Session], step_s: float) -> float:
-        """Hang own nodes into the trees of sessions that are about to run; returns the seconds that it took."""
+        """Hang own nodes into the trees of sessions that are about to run; returns the seconds that it took.
+
+        What a round of the model is worth is not known before the first step, so the model waits for it.
+        """
         started = time.perf_counter()
         decoding = [s for s in ready if s.sure_rows == 1]
         drafted_for = [s for s in decoding if s.request.own_drafts]
@@ -149,7 +152,7 @@ class CloudDrafts:
             if room > 0 and not session.tree.children:
                 room -= self._look_up(session, room)
         left = self._left_to_model(drafted_for, step_s)
-        if self._model is not None and left and free > 0:
+        if self._model is not None and left and free > 0 and step_s > 0.0:
             self._draft(self._model, left, decoding, Rows(free), step_s)
         return time.perf_counter() - started
 
@@ -219,14 +222,14 @@ class CloudDrafts:
         spent_s = 0.0
         while self._model is not None:
             expected = len(decoding) + rows.tokens
-            asking = _worth_asking(model, drafted_for, rows, expected / (step_s + spent_s) if step_s else 0.0)
+            asking = _worth_asking(model, drafted_for, rows, expected / (step_s + spent_s))
             if not asking:
                 break
             self.rounds += 1
             for growth, guess in zip(asking, self._guesses(model, [g.ask() for g in asking]), strict=True):
                 growth.take(guess, self.calibration.survival_of)
             spent_s += model.seconds(len(asking))
-        self._tokens_per_s = (len(decoding) + rows.tokens) / (step_s + spent_s) if step_s else 0.0
+        self._tokens_per_s = (len(decoding) + rows.tokens) / (step_s + spent_s)
         self._displaced = rows.least
         for growth in drafted_for:
             growth.graft(self.calibration)
