@@ -5,8 +5,8 @@ Rules:
     * New streams go to the address in use. After a failure the next address takes its place at once; the failed one is
       left alone for a jittered, growing time.
     * An address that does not answer within `hedge_s` gets company: the next one is tried beside it, the first wins.
-    * While a less preferred address is in use, the preferred ones are asked in the background; when one answers, new
-      streams return to it.
+    * While a less preferred address is in use, those before it are asked in the background, in their order; when one
+      answers, new streams return to it.
 """
 
 from __future__ import annotations
@@ -163,9 +163,8 @@ class FailoverConnector:
         if address != self._current:
             _log.info("moved to another cloud", address=address, before=self._current)
         self._current = address
-        preferred = next(iter(self._connectors))
-        if address != preferred and (self._returning is None or self._returning.done()):
-            self._returning = asyncio.ensure_future(self._return_to(preferred))
+        if self._better() and (self._returning is None or self._returning.done()):
+            self._returning = asyncio.ensure_future(self._return())
 
     def _failed(self, address: str, reason: str) -> None:
         health = self._health[address]
@@ -173,20 +172,35 @@ class FailoverConnector:
         health.retry_at = asyncio.get_running_loop().time() + self._backoff.wait_s(health.failures)
         health.last_error = reason
 
-    async def _return_to(self, preferred: str) -> None:
-        """Ask the preferred address until it answers; new streams then go there again."""
-        while self._current != preferred:
-            await asyncio.sleep(self._return_s / 2 + self._backoff_s(preferred))
-            try:
-                await self._connectors[preferred].probe()
-            except OutriderError as error:
-                self._failed(preferred, str(error))
-            else:
-                self.note(preferred, alive=True)
-                self._use(preferred)
+    def _better(self) -> list[str]:
+        """Addresses before the one in use."""
+        order = list(self._connectors)
+        return order[: order.index(self._current)]
+
+    async def _return(self) -> None:
+        """Ask better addresses until the best of them answers; new streams go where one did."""
+        while better := self._better():
+            await asyncio.sleep(self._return_s / 2 + min(map(self._backoff_s, better)))
+            for address in better:
+                if self._left_alone_s(address) <= 0 and await self._answers(address):
+                    if address in self._better():  # a stream may have moved meanwhile
+                        self._use(address)
+                    break
+
+    async def _answers(self, address: str) -> bool:
+        try:
+            await self._connectors[address].probe()
+        except OutriderError as error:
+            self._failed(address, str(error))
+            return False
+        self.note(address, alive=True)
+        return True
 
     def _backoff_s(self, address: str) -> float:
-        return max(self._return_s / 2, self._health[address].retry_at - asyncio.get_running_loop().time())
+        return max(self._return_s / 2, self._left_alone_s(address))
+
+    def _left_alone_s(self, address: str) -> float:
+        return self._health[address].retry_at - asyncio.get_running_loop().time()
 
 
 async def _drop(tries: Iterable[asyncio.Task[Link]]) -> None:

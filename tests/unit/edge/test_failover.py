@@ -115,6 +115,22 @@ def test_new_streams_return_to_the_preferred_cloud_when_it_answers_again():
     play(scenario)
 
 
+def test_they_return_step_by_step_where_the_most_preferred_cloud_stays_away():
+    """From the third to the second, and to the first when that answers, too."""
+
+    async def scenario(connector, clouds):
+        clouds["a"].up = clouds["b"].up = False
+        assert (await connector.connect()).peer == "c"
+        clouds["b"].up = True
+        await asyncio.sleep(8.0)
+        assert connector.current == "b"
+        clouds["a"].up = True
+        await asyncio.sleep(8.0)
+        assert connector.current == "a"
+
+    play(scenario)
+
+
 def test_a_stream_that_broke_moves_the_next_one():
     """What sessions tell counts like a failed connection: half-open connections look well from here."""
 
