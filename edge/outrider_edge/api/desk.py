@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from outrider_wire.v1 import verifier_pb2 as pb
 
 _DESCRIBE_FRESH_S = 30.0
+# How long answers that are cut short may take to say so.
+_PART_S = 1.0
 _STATUS_S = 3.0
 _log = structlog.get_logger(__name__)
 
@@ -59,6 +61,8 @@ class Desk:
         self._limits, self._metrics = limits, metrics
         self.redact = load_redactor(privacy.redact if privacy is not None else "")
         self._hurried = asyncio.Event()
+        self._answering: set[asyncio.Queue[Delta | End | BaseException]] = set()
+        self._over = False
         self._outfit: Outfit | None = None
         self._described: tuple[float, pb.DescribeResponse] | None = None
         self._swapping = asyncio.Lock()
@@ -183,6 +187,9 @@ class Desk:
         outfit = self.outfit
         async with self.slots.take(len(ask.requests)):
             inbox: asyncio.Queue[Delta | End | BaseException] = asyncio.Queue()
+            self._answering.add(inbox)
+            if self._over:
+                inbox.put_nowait(_stopping())
             tasks = [asyncio.create_task(self._choose(index, ask, outfit, inbox)) for index in range(len(ask.requests))]
             left = len(tasks)
             try:
@@ -193,6 +200,7 @@ class Desk:
                     left -= isinstance(item, End)
                     yield item
             finally:
+                self._answering.discard(inbox)
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
@@ -230,14 +238,26 @@ class Desk:
                 follow.close()
 
     async def drain(self, within_s: float) -> bool:
-        """Take nothing new, and wait for what is being answered; whether all of it was."""
+        """Take nothing new, and wait for what is being answered; whether all of it was.
+
+        What is not complete by then ends with an error that says so.
+        """
         self.draining = True
         idle, hurry = asyncio.create_task(self.slots.idle()), asyncio.create_task(self._hurried.wait())
         await asyncio.wait({idle, hurry}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+        drained = not self.slots.used
+        self._over = True
+        for inbox in self._answering:
+            inbox.put_nowait(_stopping())
+        await asyncio.wait({idle}, timeout=_PART_S)
         for task in (idle, hurry):
             task.cancel()
-        return not self.slots.used
+        return drained
 
     def hurry(self) -> None:
         """Wait no longer for what is being answered."""
         self._hurried.set()
+
+
+def _stopping() -> UnavailableError:
+    return UnavailableError("this device stopped before the answer was complete", hint="ask again when it is back")

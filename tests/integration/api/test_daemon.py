@@ -115,6 +115,28 @@ def test_swap_and_drain(tmp_path, verifier):
         assert "light" not in device.output.lower(), "prompts are not logged"
 
 
+def test_what_is_not_complete_when_the_device_stops_says_so(tmp_path):
+    """Whole or streamed, behind the time that answers are given to finish: an error in words, and no traceback."""
+    with daemon(tmp_path, "127.0.0.1:1", "--offline", "wait", "--drain-s", "0.1") as device:
+        answers, streamed = {}, {**ASK, "stream": True}
+        asking = [
+            threading.Thread(target=lambda: answers.update(whole=call(device, body=ASK))),
+            threading.Thread(target=lambda: answers.update(streamed=send(device, body=streamed).read())),
+        ]
+        for thread in asking:
+            thread.start()
+        _until(lambda: call(device, "GET", "/outrider/status")[1]["sessions"] == 2)
+        device.process.send_signal(signal.SIGTERM)
+        for thread in asking:
+            thread.join()
+        assert device.process.wait(60) == 0
+    status, body = answers["whole"]
+    assert (status, body["error"]["code"]) == (503, "unavailable")
+    assert "stopped before the answer was complete" in body["error"]["message"]
+    assert "stopped before the answer was complete" in answers["streamed"].decode()
+    assert "Traceback" not in device.output
+
+
 def test_cloud_that_dies_in_mid_answer_changes_nothing(tmp_path, verifier):
     """Another cloud takes over, or the same comes back, drafts shown or not: the texts are those of no fault."""
     numbers = {"type": "array", "items": {"type": "integer", "maximum": 99}, "minItems": 30}
