@@ -15,7 +15,7 @@ import structlog
 
 from outrider_shared.cli import TypedErrors
 from outrider_shared.errors import ConfigError, UnavailableError
-from outrider_shared.flags import answer_options, prompt_options, prompt_text, sampling_params
+from outrider_shared.flags import answer_options, config_option, prompt_options, prompt_text, sampling_params
 from outrider_shared.logs import configure_logs
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@cloud.command()
+@cloud.command(context_settings={"auto_envvar_prefix": "OUTRIDER_CLOUD"})
+@config_option
 @engine_options
 @click.option(
     "--tensor-parallel",
@@ -76,8 +77,16 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--tls-key", type=click.Path(path_type=Path), help="PEM key of this server.")
 @click.option("--tls-client-ca", type=click.Path(path_type=Path), help="Ask every device for a certificate of this CA.")
 @click.option("--insecure", is_flag=True, help="Allow plaintext beyond loopback.")
-@click.option("--max-sessions", type=click.IntRange(1), default=256, show_default=True)
-@click.option("--max-sessions-per-device", type=click.IntRange(1), default=256, show_default=True)
+@click.option(
+    "--max-sessions", type=click.IntRange(1), default=256, show_default=True, help="Sessions at once; more are refused."
+)
+@click.option(
+    "--max-sessions-per-device",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Streams of one device at once: of a certificate's CN, or without client certificates of an address.",
+)
 @click.option("--hold-ms", type=click.FloatRange(0), default=250.0, show_default=True, help="Longest wait for drafts.")
 @click.option("--lease-s", type=click.FloatRange(0), default=30.0, show_default=True, help="KV of a broken stream.")
 @click.option(
@@ -122,7 +131,11 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--pace-step-ms", type=click.FloatRange(0), default=0.0, hidden=True, help="Benchmarks: least time of a step."
 )
 def serve(ready_file: Path | None, **flags: Any) -> None:
-    """Serve the verifier until SIGTERM."""
+    """Serve the verifier until SIGTERM; a second one ends it without waiting for answers.
+
+    Each flag may also stand in the environment (--kv-tokens as OUTRIDER_CLOUD_KV_TOKENS) or in the file of --config
+    (kv-tokens = 65536); a flag overrides the environment, and that the file.
+    """
     from outrider_cloud.build import build_engine, build_runner, check_device  # noqa: PLC0415 - torch is slow to import
     from outrider_cloud.parallel.team import assemble, backend_of, local_device  # noqa: PLC0415
     from outrider_cloud.service.config import ServiceConfig  # noqa: PLC0415
@@ -149,6 +162,8 @@ def serve(ready_file: Path | None, **flags: Any) -> None:
         replay=_replay(flags),
         metrics=flags["metrics"],
     )
+    config.check_free()
+    click.echo(f"loading {flags['model']}", err=True)
     placement["pace_step_s"] = flags["pace_step_ms"] / 1e3
     draft = None if flags["draft"] == "none" else flags["draft"]
     engine = build_engine(flags["model"], engine_config, draft=draft, team=team, **placement)

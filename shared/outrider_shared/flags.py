@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from outrider_shared.chat import render_chat
-from outrider_shared.errors import ParameterError
+from outrider_shared.errors import ConfigError, ParameterError
 from outrider_shared.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -45,6 +47,35 @@ class SystemText(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return (files("outrider_shared") / "bundled" / "house.txt").read_text("utf-8")
 
 
+def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    if path is None:
+        return
+    try:
+        given = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the settings in {path}: {error}", hint="give a TOML file") from error
+    known = {option.name for option in ctx.command.params if isinstance(option, click.Option)} - {"config"}
+    values = {key.replace("-", "_"): value for key, value in given.items()}
+    if unknown := sorted(values.keys() - known):
+        raise ConfigError(
+            f"{path}: there is no setting {unknown[0]!r}", hint="settings have the names of flags; see --help"
+        )
+    for key, value in values.items():
+        if isinstance(value, dict):
+            raise ConfigError(f"{path}: {key} is a table", hint="a setting is a text, a number, true or false")
+        if isinstance(value, list):
+            values[key] = ",".join(map(str, value))
+    ctx.default_map = {**(ctx.default_map or {}), **values}
+
+
+config_option = click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    is_eager=True,
+    expose_value=False,
+    callback=_read_config,
+    help="TOML file with values for flags, by their names; flags and environment override it.",
+)
 system_option = click.option(
     "--system",
     type=SystemText(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import grpc
 import pytest
@@ -15,7 +16,8 @@ from outrider_cloud.service.server import Server
 from outrider_edge.link.grpc_link import GrpcConnector
 from outrider_shared.errors import ConfigError
 from outrider_shared.wire import PROTOCOL_VERSION
-from support.service import serving
+from outrider_wire.v1 import verifier_pb2 as pb
+from support.service import open_message, raw_stream, read_all, serving
 
 
 def test_reflection_lists_the_services(tiny):
@@ -57,5 +59,35 @@ def test_port_in_use_is_a_clear_error(tiny):
             second = Server(build_engine(tiny, EngineConfig(kv_tokens=256)), ServiceConfig(listen=address))
             with pytest.raises(ConfigError, match=address):
                 await second.start()
+
+    asyncio.run(run())
+
+
+def test_addresses_that_are_taken_are_told_before_anything_is_loaded():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for config in (ServiceConfig(listen=address), ServiceConfig(metrics=address)):
+            with pytest.raises(ConfigError, match=f"cannot listen on {address}: Address already in use"):
+                config.check_free()
+    ServiceConfig(listen=address, metrics="127.0.0.1:0").check_free()
+
+
+def test_a_second_signal_sends_open_sessions_elsewhere_at_once(tiny):
+    """A drain of minutes ends, and the device is told to resume at another replica."""
+
+    async def run():
+        server = Server(build_engine(tiny, EngineConfig(kv_tokens=4096, hold_s=60.0)), ServiceConfig(drain_s=600.0))
+        address, hurry = await server.start(), asyncio.Event()
+        async with raw_stream(address) as call:
+            await call.write(open_message(tiny, [1, 2, 3], max_tokens=64, pace=pb.PACE_HOLD))
+            assert (await call.read()).HasField("opened")
+            stopping = asyncio.ensure_future(server.stop(hurry))
+            await asyncio.sleep(0.05)
+            assert not stopping.done()
+            hurry.set()
+            messages, status = await read_all(call)
+            assert messages[-1].error.code == "unavailable"
+            assert status is grpc.StatusCode.UNAVAILABLE
+            await stopping
 
     asyncio.run(run())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -87,12 +88,33 @@ class ServiceConfig:
                 hint="give --tls-cert and --tls-key, or --insecure if the network is trusted",
             )
 
+    def check_free(self) -> None:
+        """Refuse addresses that cannot be listened on, before minutes are spent on a model.
+
+        Raises:
+            ConfigError: which one, and why.
+        """
+        for address, hint in ((self.listen, "--listen HOST:PORT"), (self.metrics, "--metrics HOST:PORT")):
+            if address and not address.endswith(":0"):
+                _try_to_bind(address, hint)
+
 
 def _host(address: str, name: str) -> str:
     host, separator, port = address.rpartition(":")
     if not separator or not host or not port.isdecimal() or int(port) > 65535:
         raise ConfigError(f"{name} address {address!r} is not HOST:PORT")
     return host
+
+
+def _try_to_bind(address: str, hint: str) -> None:
+    host, _, port = address.rpartition(":")
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do, after one of before
+            probe.bind(where)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {address}: {error.strerror or error}", hint=hint) from error
 
 
 def _loopback(host: str) -> bool:

@@ -96,6 +96,7 @@ class SessionHandler:
         self._outbox = Outbox()
         self._recording: Recording | None = None
         self._left = False
+        self._told = False
         self._part_s = _PART_S
         self._opened_at = time.monotonic()
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -181,7 +182,8 @@ class SessionHandler:
             outcome = "failed"
             raise
         finally:
-            self._leave(stream, outcome)
+            # A device that has its answer may be gone before this task runs again.
+            self._leave(stream, "finished" if self._told else outcome)
         await _hear_out(reader, self._part_s)
 
     def _scope(self) -> bytes:
@@ -266,6 +268,7 @@ class SessionHandler:
                 raise event.error
             await self._send_within(self._message(event, stream))
             if is_last(event):
+                self._told = True
                 return
 
     async def _send_within(self, message: pb.DecodeResponse) -> None:

@@ -9,11 +9,20 @@ from __future__ import annotations
 from collections import Counter as Count
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, ProcessCollector, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    Info,
+    ProcessCollector,
+    start_http_server,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from outrider_shared.errors import ConfigError
+from outrider_shared.version import version
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,6 +50,7 @@ class Metrics:
         registry.register(_Engine(engine, directory))
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
+        Info(_name("build"), "What runs here", registry=registry).info({"version": version()})
         self._ended = _counter(registry, "sessions_ended", "Streams that ended, by how", "outcome")
         self._refused = _counter(registry, "refused", "Streams ended with an error, by its code", "code")
         self._tokens = _counter(registry, "answer_tokens", "Tokens of finished answers, by who proposed them", "origin")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
+import contextlib
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from outrider_cloud.service.memory import LogMemory
 from outrider_cloud.service.metrics import Endpoint, Metrics
 from outrider_shared import wire
 from outrider_shared.errors import ConfigError, OutriderError, ProtocolError, UnavailableError
+from outrider_shared.version import version
 from outrider_wire.v1 import verifier_pb2 as pb
 
 if TYPE_CHECKING:
@@ -124,18 +125,21 @@ class Server:
         await self._set_health(serving=True)
         return f"{self._config.listen.rpartition(':')[0]}:{port}"
 
-    async def stop(self) -> None:
-        """Refuse new sessions, let open ones finish within `drain_s`, send the rest elsewhere, and end."""
+    async def stop(self, hurry: asyncio.Event | None = None) -> None:
+        """Refuse new sessions, let open ones finish within `drain_s`, send the rest elsewhere, and end.
+
+        Args:
+            hurry: Once it is set, open sessions are sent elsewhere at once.
+        """
         self._draining = True
         await self._set_health(serving=False)
         _log.info("draining", sessions=len(self._service.directory), seconds=self._config.drain_s)
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._config.drain_s):
-                while len(self._service.directory):  # noqa: ASYNC110 - a stop may poll; streams end in many ways
+                while len(self._service.directory) and not (hurry and hurry.is_set()):  # noqa: ASYNC110 - a stop may poll; streams end in many ways
                     await asyncio.sleep(0.02)
-        except TimeoutError:
-            for stream in self._service.directory.streams():
-                stream.end(UnavailableError("the service is stopping", hint="resume at another replica"))
+        for stream in self._service.directory.streams():
+            stream.end(UnavailableError("the service is stopping", hint="resume at another replica"))
         await self._server.stop(grace=2.0)
         await asyncio.to_thread(self._thread.stop)
         await asyncio.to_thread(self._grammars.close)
@@ -157,15 +161,19 @@ class Server:
             await asyncio.to_thread(self._endpoint.close)
 
     async def serve_until_signal(self, on_ready: Callable[[str], None], failure: Failure | None = None) -> None:
-        """Run until SIGTERM or SIGINT, then drain.
+        """Run until SIGTERM or SIGINT, then drain; a second signal ends the draining.
 
         Raises:
             UnavailableError: if a rank of the team was lost; all sessions were told.
         """
-        stopping = asyncio.Event()
+        stopping, hurry = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
+
+        def signalled() -> None:
+            (hurry if stopping.is_set() else stopping).set()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stopping.set)
+            loop.add_signal_handler(number, signalled)
         on_ready(await self.start())
         if failure is not None:
             failure.handler = _waking(loop, stopping)
@@ -175,7 +183,7 @@ class Server:
         if failure is not None and failure.reason:
             await self.abandon(failure.reason)
             raise UnavailableError(failure.reason, hint="start the service again")
-        await self.stop()
+        await self.stop(hurry)
 
     def _bind(self) -> int:
         try:
@@ -223,7 +231,7 @@ class Server:
         model, config, limits = self._service.model, self._config, self._engine_config
         return pb.DescribeResponse(
             protocol_version=wire.PROTOCOL_VERSION,
-            version=importlib.metadata.version("outrider") if _installed() else "source",
+            version=version(),
             models=[
                 pb.Model(
                     name=model.name,
@@ -320,11 +328,3 @@ def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
     if tls.client_ca is None:
         return grpc.ssl_server_credentials([pair])
     return grpc.ssl_server_credentials([pair], root_certificates=read(tls.client_ca), require_client_auth=True)
-
-
-def _installed() -> bool:
-    try:
-        importlib.metadata.version("outrider")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import importlib.metadata
 import os
 import platform
 import time
@@ -44,6 +43,7 @@ from outrider_shared.fleet.messages import (
 )
 from outrider_shared.fleet.session import FleetSession
 from outrider_shared.fleet.transport import Broker, Connect, Connection, Message, Will
+from outrider_shared.version import version
 
 if TYPE_CHECKING:
     from outrider_edge.agent.config import AgentConfig
@@ -157,7 +157,7 @@ class Agent:
         return Info(
             bd=self._kept.bd,
             ts=now,
-            agent=importlib.metadata.version("outrider") if _installed() else "source",
+            agent=version(),
             system=platform.platform(),
             device_class=self._config.device_class,
             tokenizer=self._tokenizer,
@@ -354,14 +354,6 @@ def _flat(config: Config) -> dict[str, Any]:
     fields = dataclasses.asdict(config)
     window = fields.pop("window")
     return {**fields, "window_start_s": window["start_s"], "window_end_s": window["end_s"]}
-
-
-def _installed() -> bool:
-    try:
-        importlib.metadata.version("outrider")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _cpus() -> int:

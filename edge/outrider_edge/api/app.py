@@ -23,6 +23,7 @@ from outrider_edge.api.replies import Reply
 from outrider_edge.api.schemas import ChatRequest, CompletionRequest, ErrorReply
 from outrider_edge.api.streaming import DONE, EventStream, GoneError, failure, smoothed, sse, unless_gone
 from outrider_shared.errors import InputError, OutriderError, UnknownModelError
+from outrider_shared.version import version
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -185,6 +186,11 @@ def _add_facts(app: FastAPI, desk: Desk, metrics: Metrics) -> None:
             return JSONResponse({"status": "ok", "draft": desk.outfit.name})
         message = "stopping" if desk.draining else "Loading model"
         return error_response(503, message, "unavailable")
+
+    @app.get("/version")
+    async def running() -> dict[str, str]:
+        """The version of this program."""
+        return {"version": version()}
 
     @app.get("/outrider/status", responses={503: _ERRORS[503]})
     async def status() -> dict[str, Any]:

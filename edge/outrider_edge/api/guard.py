@@ -8,16 +8,22 @@ Rules:
     * Where a key is set, everything but health and the page itself needs it.
     * A body over the bound is refused before it is read, or as soon as it is over.
 
+Each request has an id, its own or that of its header `X-Request-Id`: in the answer's header, and in every line that is
+logged about it.
+
 HEAD is answered as GET, without the body, which the server leaves out.
 """
 
 from __future__ import annotations
 
 import hmac
+import re
+import secrets
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
     from outrider_edge.api.config import Serve
 
 TOO_LARGE = "request_too_large"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _OPEN = frozenset({"/", "/health", "/v1/health"})
 _SECURITY = {
@@ -65,7 +72,11 @@ class Guard:
         origin = headers.get("origin", "")
         allowed = bool(origin) and (origin in self._origins or "*" in self._origins)
         refusal = self._refuse(scope, headers, origin, allowed=allowed)
-        reply = _Sender(send, origin if allowed else "", _SECURITY)
+        request_id = headers.get("x-request-id", "")
+        if not _REQUEST_ID.fullmatch(request_id):
+            request_id = f"req_{secrets.token_hex(12)}"
+        structlog.contextvars.bind_contextvars(request_id=request_id)  # of this request's task
+        reply = _Sender(send, origin if allowed else "", {**_SECURITY, "x-request-id": request_id})
         if refusal is None and allowed and scope["method"] == "OPTIONS":
             refusal = _preflight(headers)
         if refusal is not None:
@@ -160,6 +171,7 @@ class _Sender:
                 headers.setdefault(name, value)
             if self._origin:
                 headers["access-control-allow-origin"] = self._origin
+                headers["access-control-expose-headers"] = "x-request-id"
                 headers["cross-origin-resource-policy"] = "cross-origin"
                 headers.add_vary_header("origin")
         await self._send(message)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
+
+from outrider_shared.version import version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -23,6 +25,7 @@ class Metrics:
         registry = CollectorRegistry()
         self._registry = registry
         ProcessCollector(registry=registry)
+        Info("outrider_edge_build", "What runs here", registry=registry).info({"version": version()})
         self.requests = Counter("outrider_edge_requests", "Requests", ["route", "status"], registry=registry)
         self.tokens = Counter("outrider_edge_tokens", "Tokens told, by origin", ["origin"], registry=registry)
         self.drafted = Counter("outrider_edge_drafted_tokens", "Nodes sent to the cloud", registry=registry)

@@ -29,6 +29,30 @@ def test_pages_of_the_web_get_nothing(device, headers, code):
     assert (status, body["error"]["code"]) == (403, code)
 
 
+def test_a_request_has_an_id_in_its_answer_and_in_the_log(device):
+    """Its own, or the client's if that can stand in a header and a log."""
+    given = send(device, body=ASK, **{"X-Request-Id": "of-the-client-1"}).headers["x-request-id"]
+    made = [
+        send(device, body=ASK, **{"X-Request-Id": wrong}).headers["x-request-id"] for wrong in ("", "a b", "x" * 200)
+    ]
+    refused = send(device, body=b"{").headers["x-request-id"]
+    assert given == "of-the-client-1"
+    assert len({*made, refused}) == 4
+    assert all(name.startswith("req_") for name in (*made, refused))
+    lines = [json.loads(line) for line in device.output.splitlines() if line.startswith("{")]
+    asked = [line for line in lines if line["event"] == "asked"]
+    assert [line["request_id"] for line in asked[-4:]] == [given, *made]
+
+
+def test_the_version_is_told(device):
+    status, body = call(device, "GET", "/version")
+    assert (status, list(body)) == (200, ["version"])
+    assert (
+        f'outrider_edge_build_info{{version="{body["version"]}"}} 1.0'
+        in send(device, "GET", "/metrics").read().decode()
+    )
+
+
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"[]", b"null", b'{"messages": 1}', b"\xff\xfe", b"[" * 100_000, b'{"temperature": NaN}',
