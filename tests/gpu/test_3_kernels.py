@@ -9,6 +9,7 @@ import torch
 from outrider_cloud.kernels.cuda.kv import CudaKvPool
 from outrider_cloud.kernels.cuda.layers import CudaLayers
 from outrider_cloud.kernels.cuda.sampling import CudaSampler, Extras
+from outrider_cloud.kernels.cuda.source import RANKS
 from outrider_cloud.kernels.kv import KvPool
 from outrider_cloud.kernels.layers import Rotation, TorchLayers
 from outrider_cloud.kernels.layout import LayerSpec, Segment
@@ -121,7 +122,8 @@ def test_sampling_chooses_as_the_rule(place, findings, dtype, vocabulary):
     vocabulary = vocabulary if place.on_card else vocabulary % 1000 + 1001
     rows = 96 if place.on_card else 12
     rng = np.random.default_rng(6)
-    logits = torch.from_numpy(rng.standard_normal((rows, vocabulary)) * 4).to(dtype)
+    spread = np.where(np.arange(rows)[:, None] % 5, 4.0, 0.5)  # some are flat: they are read more than once
+    logits = torch.from_numpy(rng.standard_normal((rows, vocabulary)) * spread).to(dtype)
     params = [PARAMS[r % len(PARAMS)] for r in range(rows)]
     positions = [int(p) for p in rng.integers(0, 1 << 17, rows)]
     sampler = CudaSampler(place.launcher, **({} if place.on_card else {"ranks": 2, "threads": 64}))
@@ -135,6 +137,11 @@ def test_sampling_chooses_as_the_rule(place, findings, dtype, vocabulary):
     own = logprobs.gather(-1, chosen.long()[:, None])[:, 0]
     assert torch.allclose(choices.logprobs.cpu().double(), own, atol=1e-3)
     assert torch.allclose(choices.top_logprobs.cpu().double(), logprobs.topk(5, -1).values, atol=1e-3)
+    for ranks in RANKS if place.on_card else (1,):  # however many blocks share a row, the bits are the same
+        again = CudaSampler(place.launcher, ranks, **({} if place.on_card else {"threads": 64}))
+        told = again.sample(logits.to(place.device), positions, params, Extras(logprobs=[True] * rows, top_n=5))
+        assert torch.equal(told.chosen, choices.chosen)
+        assert torch.equal(told.logprobs, choices.logprobs)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

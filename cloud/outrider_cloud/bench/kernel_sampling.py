@@ -29,14 +29,30 @@ _HOST_BLOCKS = {"ranks": 2, "threads": 64}
 
 
 def sampling_cases(setup: Setup) -> Iterator[tuple[str, Callable[[], Case]]]:
-    """Each kind of parameters."""
+    """Each kind of parameters, over each kind of logits."""
     for name, params in _PARAMS.items():
-        yield f"sampling, {name}", functools.partial(_case, setup, name, params)
+        for kind, make in _LOGITS.items():
+            yield f"sampling, {name}, {kind} logits", functools.partial(_case, setup, name, params, kind, make)
 
 
-def _case(setup: Setup, name: str, params: SamplingParams) -> Case:
+def _flat(rows: int, vocabulary: int, device: torch.device) -> torch.Tensor:
+    """As random weights would have them: thousands of tokens share the mass."""
+    return 4 * torch.randn(rows, vocabulary, device=device)
+
+
+def _peaked(rows: int, vocabulary: int, device: torch.device) -> torch.Tensor:
+    """As trained models have them: some tokens are far above all others."""
+    logits = 2.5 * torch.randn(rows, vocabulary, device=device)
+    some = torch.randint(0, vocabulary, (rows, min(100, vocabulary // 8)), device=device)
+    return logits.scatter_(1, some, 8 + 12 * torch.rand(some.shape, device=device))
+
+
+_LOGITS = {"flat": _flat, "peaked": _peaked}
+
+
+def _case(setup: Setup, name: str, params: SamplingParams, kind: str, make: Callable[..., torch.Tensor]) -> Case:
     rows, vocabulary = setup.sizes.sampled, config_of(setup.shape).vocab_size
-    logits = (4 * torch.randn(rows, vocabulary, device=setup.device)).to(setup.dtype)
+    logits = make(rows, vocabulary, setup.device).to(setup.dtype)
     positions, every = list(range(100, 100 + rows)), [params] * rows
     sampler = CudaSampler(setup.launcher, **({} if setup.device.type == "cuda" else _HOST_BLOCKS))
     table, count, edits = (
@@ -59,7 +75,7 @@ def _case(setup: Setup, name: str, params: SamplingParams) -> Case:
             "torch amax, which reads the logits once": lambda: logits.amax(-1),
             "flashinfer": _flashinfer(setup, logits, params),
         },
-        fields={"kernel": "sampling", "rows": rows, "vocabulary": vocabulary, "params": name,
+        fields={"kernel": "sampling", "rows": rows, "vocabulary": vocabulary, "params": name, "logits": kind,
                 "error_is": "share of rows that choose another token than torch"},
     )  # fmt: skip
 

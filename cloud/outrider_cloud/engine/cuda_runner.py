@@ -91,6 +91,8 @@ class CudaRunner(ModelRunner):
     def prepare(self) -> None:
         """Capture every bucket before the first session comes: the largest first, whose memory the others share.
 
+        What chooses behind them is compiled, too.
+
         Raises:
             torch.OutOfMemoryError: if there is no room for a step.
         """
@@ -100,6 +102,7 @@ class CudaRunner(ModelRunner):
                 self._write(nothing, rows)
                 self._arrays.upload()
                 self._step(rows)
+            self.platform.sampler.prepare(self.buckets[-1], self.loaded.dtype)
 
     @torch.inference_mode()
     def run(self, batch: Batch, bucket: int = 0) -> torch.Tensor:

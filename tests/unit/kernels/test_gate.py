@@ -24,7 +24,7 @@ VARIANTS = [
     source.attention_variant(256, torch.bfloat16),
     source.attention_variant(96, torch.float16),
     source.sampling_variant(torch.bfloat16),
-    source.sampling_variant(torch.float16, bin_bits=source.BIN_BITS[-1]),
+    source.sampling_variant(torch.float16, source.RANKS[-1]),
     source.layers_variant(torch.float16),
     source.kv_variant(torch.bfloat16),
 ]

@@ -18,8 +18,8 @@ from outrider_cloud.cli import cloud
 from outrider_cloud.engine.config import EngineConfig
 from outrider_cloud.kernels.cuda import gpu
 from outrider_cloud.kernels.cuda.fit import check_fit
-from outrider_cloud.kernels.cuda.sampling import tile_of
-from outrider_cloud.kernels.cuda.source import HEAD_SIZES, RANKS, attention_bytes
+from outrider_cloud.kernels.cuda.sampling import share_of
+from outrider_cloud.kernels.cuda.source import HEAD_SIZES, RANKS, THREADS, attention_bytes
 from outrider_cloud.kernels.layout import LayerSpec
 from outrider_cloud.model import loading, reading
 from outrider_cloud.model.outline import outline
@@ -145,8 +145,8 @@ def test_a_head_size_without_kernels_is_refused_before_weights_are_read(card, fo
 
 def test_other_shapes_and_types_without_kernels(card, folder):
     card()
-    wide = LlamaConfig(**{**SHAPE, "vocab_size": 10**6}, head_dim=64)
-    assert "a vocabulary of 1000000 does not fit the sampling kernel" in on_gpu("--model", folder(wide))[1]
+    wide = LlamaConfig(**{**SHAPE, "vocab_size": 2 * 10**6}, head_dim=64)
+    assert "a vocabulary of 2000000 does not fit the sampling kernel" in on_gpu("--model", folder(wide))[1]
     fine = folder(LlamaConfig(**SHAPE, head_dim=64))
     assert "do not compute in float32" in on_gpu("--model", fine, "--dtype", "float32")[1]
     spec = LayerSpec(4, 2, 64, 64, 1.0, None, None, sinks=False)
@@ -157,37 +157,28 @@ def test_other_shapes_and_types_without_kernels(card, folder):
     check_fit([spec], 152_000, torch.float16, HOPPER)
 
 
-@pytest.mark.parametrize(
-    ("kib", "vocabulary", "bin_bits"),
-    [
-        (227, 262_144, 11),  # a Hopper: Gemma's vocabulary, in three passes
-        (163, 262_144, 11),
-        (99, 128_256, 11),  # capability 12.x: Llama's
-        (99, 151_936, 8),  # and Qwen's, in four passes
-        (99, 193_536, 8),
-    ],
-)
-def test_the_sampling_kernel_takes_the_tile_that_a_card_has_room_for(kib, vocabulary, bin_bits):
-    """Whatever it takes fits, and the passes are as few as the room allows."""
-    tile = tile_of(vocabulary, RANKS, kib << 10)
-    assert tile.bin_bits == bin_bits
-    assert tile.shared_bytes <= kib << 10
-    assert tile.span * RANKS >= vocabulary
+@pytest.mark.parametrize("kib", [227, 163, 99])
+def test_the_sampling_kernel_takes_what_a_card_has_room_for(kib):
+    """Whatever it takes fits, twice onto a Hopper's multiprocessor, with full lists for vocabularies of today."""
+    for vocabulary in (96, 128_256, 151_936, 262_144):
+        for ranks in RANKS:
+            share = share_of(vocabulary, ranks, THREADS, kib << 10)
+            assert share.shared_bytes <= kib << 10
+            assert share.span * ranks >= vocabulary
+            assert share.room >= 600
+            if kib == 227:
+                assert 2 * (share.shared_bytes + 1024) <= 228 << 10
     assert all(attention_bytes(head) <= 48 << 10 for head in HEAD_SIZES)  # a card gives that unasked
 
 
-def test_a_vocabulary_that_no_tile_of_the_card_holds_is_refused_at_load(card, folder):
-    """Before weights are read, with the size that would fit there, which does."""
-    card((12, 0), shared=99 << 10)
-    wide = LlamaConfig(**{**SHAPE, "vocab_size": 262_144}, head_dim=64)
+def test_a_vocabulary_that_no_block_of_the_card_holds_is_refused_at_load(card, folder):
+    """Before weights are read, with what a block would need."""
+    card((12, 0), shared=8 << 10)
+    wide = LlamaConfig(**{**SHAPE, "vocab_size": 32_000}, head_dim=64)
     status, line = on_gpu("--model", folder(wide))
     assert status == 1
-    assert "a vocabulary of 262144 does not fit the sampling kernel: a block needs 135680 bytes" in line
-    assert "here it gets 101376" in line
-    most = int(re.search(r"at most (\d+) tokens fit; serve with --device cpu", line)[1])
-    assert tile_of(most, RANKS, 99 << 10).bin_bits == 8
-    with pytest.raises(ModelError):
-        tile_of(most + 8, RANKS, 99 << 10)
+    assert "a vocabulary of 32000 does not fit the sampling kernel: a block needs 9216 bytes" in line
+    assert "here it gets 8192" in line
 
 
 def test_attention_that_a_card_has_no_room_for_is_refused():

@@ -60,16 +60,20 @@ def moves(host):
 
 
 def sampling(host):
-    """Filters, edits by other threads than those that read them, log-probabilities; a row that asks for nothing."""
-    logits = 3 * torch.randn(3, 700, generator=torch.Generator().manual_seed(5)).to(BF16)
+    """Filters, edits by other threads than those that read them, log-probabilities; a row that asks for nothing, one
+    whose tokens may all win, and one of which warps list more than they have room for."""
+    logits = 3 * torch.randn(5, 700, generator=torch.Generator().manual_seed(5)).to(BF16)
+    logits[1, 699] = logits[1].max() + 1  # what the other rank lists is not near any more, in part
     params = [
         SamplingParams(1.0, top_k=50, top_p=0.8, seed=1),
-        SamplingParams(0.7, min_p=0.02, seed=2),
+        SamplingParams(0.9, min_p=0.004, seed=2),
         SamplingParams(),
+        SamplingParams(0.9, seed=3),
+        SamplingParams(20.0, top_p=0.9, seed=4),
     ]
-    edits = [edit_rows([RowEdit(token, 1.2) for token in range(17, 90)])] * 3
-    wanted = Extras(logprobs=[True, False, False], top_n=2, edits=edits)
-    told = CudaSampler(host, ranks=2, threads=64).sample(logits, [1, 2, 3], params, wanted)
+    edits = [edit_rows([RowEdit(token, 1.2) for token in range(17, 90)])] * 5
+    wanted = Extras(logprobs=[True, *[False] * 4], top_n=2, edits=edits)
+    told = CudaSampler(host, ranks=2, threads=64, room=180).sample(logits, [1, 2, 3, 4, 5], params, wanted)
     return [told.chosen, told.logprobs, told.top_tokens]
 
 
@@ -96,8 +100,8 @@ BARRIERS = {
     ("rotation", layers_variant(BF16)): (rotation, {"__syncwarp": (0,)}),
     ("sampling", sampling_variant(BF16, 2, 64)): (
         sampling,
-        # The first two are those of block_sum, whose second one the sampling kernel could do without.
-        {"__syncthreads": (0, 2, 3, 4, 5, 6), "cluster_sync": (0, 1, 2, 3, 4, 5)},
+        # The first two are those of block_sum.
+        {"__syncthreads": (2, 3, 4, 5, 6, 7), "__syncwarp": (0, 1), "cluster_sync": (0, 1, 2, 3, 4, 5, 6)},
     ),
     ("attention", attention_variant(64, BF16)): (attention, {"__syncthreads": (2, 3, 4)}),
 }
@@ -128,7 +132,7 @@ def test_a_barrier_that_is_missing_is_found(cache, monkeypatch, variant, work, k
     monkeypatch.setattr(Variant, "text", without)
 
     def with_some_seed():
-        for seed in range(1, 4):
+        for seed in range(1, 9):
             work(HostLauncher(cache, races=seed))
 
     with pytest.raises(InternalError, match=r"no barrier separates|a block that has ended"):

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from outrider_cloud.kernels.cuda.host import HostLauncher
-from outrider_cloud.kernels.cuda.sampling import CudaSampler, Extras, RowEdit, edit_rows, tile_of
+from outrider_cloud.kernels.cuda.sampling import CudaSampler, Extras, RowEdit, edit_rows, ranks_of
+from outrider_cloud.kernels.cuda.source import RANKS, Variant
 from outrider_shared.sampling import SamplingParams
 from outrider_shared.sampling.rule import choose, filtered_scores
 
@@ -49,23 +50,77 @@ def test_choices_are_those_of_the_rule(host, dtype, vocabulary):
     assert chosen == expected
 
 
-def test_the_shape_that_cards_run(host):
-    """Eight blocks of 512 threads choose the same."""
-    logits = random_logits(np.random.default_rng(4), 1, VOCABULARY, torch.bfloat16)
-    params = SamplingParams(temperature=0.9, top_p=0.95, seed=11)
-    assert CudaSampler(host).choose(logits, [77], [params]) == [choose(logits[0].float().numpy(), 77, params)]
+def test_the_shapes_that_cards_run_choose_the_same(host):
+    """512 threads, and as many blocks a row as there are few rows: choices and log-probabilities have the same bits."""
+    logits = random_logits(np.random.default_rng(4), 2, VOCABULARY, torch.bfloat16)
+    params = [SamplingParams(temperature=0.9, top_p=0.95, seed=11), SamplingParams(temperature=1.0, seed=12)]
+    expected = [choose(logits[row].float().numpy(), 77, params[row]) for row in range(2)]
+    wanted = Extras(logprobs=[True, True], top_n=2)
+    told = [CudaSampler(host, ranks).sample(logits, [77, 77], params, wanted) for ranks in (RANKS[0], 2)]
+    for one in told:
+        assert one.chosen[:, 0].tolist() == expected
+        assert torch.equal(one.logprobs, told[0].logprobs)
+        assert torch.equal(one.top_logprobs, told[0].top_logprobs)
+    assert [ranks_of(rows, 132) for rows in (1, 33, 34, 66, 128, 132, 133, 1024)] == [8, 8, 4, 4, 2, 2, 1, 1]
 
 
-def test_fewer_bins_in_more_passes_choose_the_same(host, cache):
-    """Where a card has less shared memory: whole choices and log-probabilities, of random rows and of ties."""
+@pytest.mark.parametrize("room", [1, 40])
+def test_rows_that_are_read_twice_choose_the_same(host, room):
+    """Where warps have listed more than they have room for: a few rows of these with 40, nearly all with one."""
     rng = np.random.default_rng(21)
-    logits = random_logits(rng, len(PARAMS), VOCABULARY, torch.bfloat16)
+    logits = random_logits(rng, 2 * len(PARAMS), VOCABULARY, torch.bfloat16)
     logits[::2] = (logits[::2] * 2).round() / 2
-    little = HostLauncher(cache, shared_bytes=20 << 10)
-    assert tile_of(VOCABULARY, 2, little.shared_bytes).bin_bits < tile_of(VOCABULARY, 2, host.shared_bytes).bin_bits
-    told = [small(launcher).sample(logits, range(9), PARAMS) for launcher in (host, little)]
-    assert torch.equal(told[0].chosen, told[1].chosen)
-    assert told[1].chosen[:, 0].tolist() == [choose(z.float().numpy(), i, PARAMS[i]) for i, z in enumerate(logits)]
+    params = PARAMS * 2
+    chosen = CudaSampler(host, ranks=2, threads=64, room=room).choose(logits, range(len(params)), params)
+    assert chosen == [choose(z.float().numpy(), i, params[i]) for i, z in enumerate(logits)]
+
+
+def test_usual_rows_are_read_once(cache, monkeypatch):
+    """The kernel with one attempt, and with token 0 in the place of a choice by all: it is never in need of either."""
+    text = Variant.text
+    instead = (
+        ("#define ATTEMPTS 3", "#define ATTEMPTS 1"),
+        ("choose_among_all(shared, Every", "(best = 1e9f, token = 0); (Every"),
+    )
+
+    def changed(self):
+        whole = text(self)
+        for old, new in instead:
+            assert old in whole
+            whole = whole.replace(old, new)
+        return whole
+
+    monkeypatch.setattr(Variant, "text", changed)
+    rng = np.random.default_rng(23)
+    z = np.concatenate((rng.standard_normal((9, 2900)) * 2.5, rng.uniform(5, 20, (9, 100))), 1)
+    logits = torch.from_numpy(rng.permuted(z, axis=1)).to(torch.bfloat16)
+    params = [
+        SamplingParams(temperature=t, top_k=k, top_p=p, min_p=m, seed=1)
+        for t, k, p, m in (
+            (0.7, 0, 0.9, 0.0), (1.0, 0, 0.95, 0.0), (0.3, 0, 0.99, 0.0), (1.0, 50, 1.0, 0.0), (0.3, 40, 1.0, 0.0),
+            (0.8, 20, 0.95, 0.05), (1.0, 0, 1.0, 0.05), (1.0, 0, 1.0, 0.0), (1.6, 0, 1.0, 0.0),
+        )
+    ]  # fmt: skip
+    chosen = small(HostLauncher(cache)).choose(logits, range(9), params)
+    assert chosen == [choose(z.float().numpy(), i, params[i]) for i, z in enumerate(logits)]
+
+
+def test_what_is_not_listed_counts(host):
+    """Thousands of tokens that weigh little each decide together where top-p cuts; top-k may need one of them."""
+    rng = np.random.default_rng(22)
+    z = np.full((1, VOCABULARY), -13.0) + 0.5 * rng.standard_normal((1, VOCABULARY))
+    z[0, [5, 700, 1900, 2500]] = 0.0, -1.0, -4.0, -6.0
+    logits = torch.from_numpy(z).to(torch.bfloat16)
+    for params in (
+        *(SamplingParams(temperature=1.0, top_p=p, seed=3) for p in (0.7, 0.99, 0.996, 0.997, 0.9985, 0.9999)),
+        SamplingParams(temperature=1.0, top_k=4, seed=4),
+        SamplingParams(temperature=1.0, top_k=5, seed=5),
+        SamplingParams(temperature=1.0, min_p=1e-7, seed=6),
+        SamplingParams(temperature=9.0, top_p=0.9, seed=7),
+    ):
+        rows = 60
+        chosen = small(host).choose(logits.expand(rows, -1), list(range(rows)), [params] * rows)
+        assert chosen == [choose(logits[0].float().numpy(), i, params) for i in range(rows)]
 
 
 def test_filters_keep_what_the_rule_keeps(host):

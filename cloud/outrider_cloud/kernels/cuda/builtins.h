@@ -27,6 +27,7 @@ SHIM T taken(const Exchange* from, unsigned turn, unsigned lane) {
 
 #define DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(host::own_shared())
 
+SHIM inline unsigned block_again() { return blockIdx.x; }
 SHIM inline void __syncthreads() {
   host::wait(host::State::AtBlock);
   ++host::current->block_syncs;
@@ -81,6 +82,20 @@ SHIM T atomicAdd(T* place, T value) {
   *place = old + value;
   return old;
 }
+template <class T>
+SHIM T atomicMax(T* place, T value) {
+  host::note(place, sizeof *place, host::Access::Atomic);
+  T old = *place;
+  *place = old < value ? value : old;
+  return old;
+}
+SHIM inline unsigned atomicOr(unsigned* place, unsigned value) {
+  host::note(place, sizeof *place, host::Access::Atomic);
+  unsigned old = *place;
+  *place = old | value;
+  return old;
+}
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline int __clz(int bits) { return bits ? __builtin_clz((unsigned)bits) : 32; }
 inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
@@ -90,6 +105,11 @@ inline float __int_as_float(int bits) {
   return value;
 }
 inline float __uint_as_float(unsigned bits) { return __int_as_float((int)bits); }
+inline int __float_as_int(float value) {
+  int bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
+}
 inline unsigned __float_as_uint(float value) {
   unsigned bits;
   std::memcpy(&bits, &value, 4);
@@ -122,6 +142,19 @@ inline unsigned half_bits(float value) {
 #endif
 }
 inline unsigned pack(float low, float high) { return half_bits(low) | half_bits(high) << 16; }
+
+inline unsigned max_half(unsigned a, unsigned b, bool nan) {
+  const float x = to_float((unsigned short)a), y = to_float((unsigned short)b);
+  if (x != x || y != y) return nan ? half_bits(std::nanf("")) : x != x ? b : a;
+  return x < y ? b : a;
+}
+inline unsigned max_pair(unsigned a, unsigned b) {
+  return max_half(a & 0xffff, b & 0xffff, false) | max_half(a >> 16, b >> 16, false) << 16;
+}
+inline unsigned max_or_nan(unsigned a, unsigned b) {
+  return max_half(a & 0xffff, b & 0xffff, true) | max_half(a >> 16, b >> 16, true) << 16;
+}
+inline float exp2_about(float value) { return std::exp2(value); }
 
 SHIM inline void mma(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
   struct Fragment {

@@ -7,6 +7,16 @@
 
 typedef unsigned short half_t;  // 16 bits of a float16 or bfloat16
 
+#ifdef OUTRIDER_FP16
+#define INFINITE_PAIR 0xfc00fc00u  // two that are minus infinity, and two that are no number
+#define NAN_PAIR 0x7e007e00u
+#define PAIR "f16x2"
+#else
+#define INFINITE_PAIR 0xff80ff80u
+#define NAN_PAIR 0x7fc07fc0u
+#define PAIR "bf16x2"
+#endif
+
 #define FULL_WARP 0xffffffffu
 #define NEGATIVE_INFINITY __int_as_float((int)0xff800000u)
 
@@ -48,6 +58,32 @@ __device__ __forceinline__ unsigned pack(float low, float high) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
 #endif
   return bits;
+}
+
+// blockIdx.x, asked for again: what hangs on it may be computed anew instead of being kept.
+__device__ __forceinline__ unsigned block_again() {
+  unsigned block;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
+  return block;
+}
+
+// The larger of each half of two pairs: what is no number counts for nothing, or for all.
+__device__ __forceinline__ unsigned max_pair(unsigned a, unsigned b) {
+  unsigned most;
+  asm("max." PAIR " %0, %1, %2;" : "=r"(most) : "r"(a), "r"(b));
+  return most;
+}
+__device__ __forceinline__ unsigned max_or_nan(unsigned a, unsigned b) {
+  unsigned most;
+  asm("max.NaN." PAIR " %0, %1, %2;" : "=r"(most) : "r"(a), "r"(b));
+  return most;
+}
+
+// 2^value to about 22 bits.
+__device__ __forceinline__ float exp2_about(float value) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(value));
+  return power;
 }
 
 // d[16x8] += a[16x16] b[16x8]; fragments as in PTX's mma.m16n8k16 (lane = 4 * row + column pair).

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from outrider_cloud.kernels.cuda.sampling import tile_of
-from outrider_cloud.kernels.cuda.source import RANKS, attention_bytes, attention_variant
+from outrider_cloud.kernels.cuda.sampling import share_of
+from outrider_cloud.kernels.cuda.source import RANKS, THREADS, attention_bytes, attention_variant
 from outrider_shared.errors import ModelError
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def check_fit(layers: Sequence[LayerSpec], vocabulary: int, dtype: torch.dtype, 
                 f"{shared_bytes}",
                 hint=_CPU,
             )
-    tile_of(vocabulary, RANKS, shared_bytes)
+    for ranks in RANKS:
+        share_of(vocabulary, ranks, THREADS, shared_bytes)
 
 
 def kv_shape(layers: Sequence[LayerSpec]) -> tuple[int, int]:

@@ -1,192 +1,167 @@
-// The sampling rule, one cluster of RANKS blocks a row: the row is read once and stays in the blocks' shared memory.
+// The sampling rule in one read of the logits: each row is cut over a cluster of RANKS blocks, which keep of it what can win.
 //
 // The definition is outrider_shared.sampling.rule; this follows it operation by operation:
 //   * logits, edits of single tokens (penalties, bias) and the mask give z; the greedy choice is its lowest argmax;
 //   * scores are (z - max z) / T in float32;
 //   * top-k and top-p find a score threshold by radix selection over the 31 bits of -score: exact, with ties kept. The
-//     mass of top-p is summed in fixed point (2^-45), so no order of threads changes it, nor does the number of BINS that
-//     a pass of the selection sorts into: fewer take more passes, and less shared memory;
-//   * what is left gets the noise of (seed, position, token); a token that could not win with the largest noise there is
-//     gets none.
+//     mass of top-p is summed in fixed point (2^-45), so no order of threads changes it;
+//   * what is left gets the noise of (seed, position, token).
 // Logarithms are the device's and may differ from numpy's in the last place.
+//
+// While a row streams by, its maximum is not known yet, only that of what was seen (`Reach::top`). A row without filters
+// makes the noise of its tokens at once, and lists those that come close to the best so far. A row with filters lists the
+// tokens that are not far below the maximum, and adds up what the others weigh, about; top-p is decided among the listed
+// if that error cannot change the outcome. What is listed is then computed as the rule says. Where the lists do not hold
+// enough or leave a doubt, the row is read again with another end of the lists, and at last everything is computed. So what a thread saw
+// first decides how long a choice takes, and never which it is.
 #include "device.cuh"
+#include "row.cuh"
+#include "noise.cuh"
+#include "selection.cuh"
+#include "stream.cuh"
 
-#define BINS (1 << BIN_BITS)
-#define MOST_NOISE 22.9f  // -log(-log1p(-2^-33)) is 22.87
-#define MASS_UNIT 35184372088832.0  // 2^45
+#define WEIGHT_UNIT 1099511627776.f  // 2^40
+#define ATTEMPTS 3  // to list what is needed
+// On a multiprocessor; from capability 12.0 on its shared memory holds one.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+#define BLOCKS 1
+#else
+#define BLOCKS 2
+#endif
 
-struct Record {  // of one row; floats by their bits
-  float temperature;
-  int top_k;
-  float top_p, log_min_p;
-  unsigned seed_low, seed_high;
-  int position, wants_logprob, first_edit, edits, mask, unused;
-};
-
-struct Shared {
-  float value[32];
-  int token[32];
-  float best_value;  // read by the cluster
-  int best_token;
-  float sum;
-  float scratch[33];
-  unsigned long long bins[BINS];    // read by the cluster
-  unsigned long long totals[BINS];
-  unsigned long long before;
-  int bin;
-};
-static_assert(sizeof(Shared) <= SHARED_BYTES, "the scores of a rank lie behind it");
-
-__device__ __forceinline__ bool better(float value, int token, float than, int than_token) {
-  return value > than || (value == than && token < than_token);
-}
-
-// The largest value of the cluster, of equal ones that with the lowest token; all threads get it.
-__device__ __forceinline__ void cluster_best(Shared* shared, float& value, int& token) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
-  for (int round = 0; round < 2; ++round) {
-    for (int step = 16; step; step >>= 1) {
-      const float other = __shfl_xor_sync(FULL_WARP, value, step);
-      const int other_token = __shfl_xor_sync(FULL_WARP, token, step);
-      if (better(other, other_token, value, token)) {
-        value = other;
-        token = other_token;
-      }
-    }
-    if (round == 0) {
-      if (lane == 0) {
-        shared->value[warp] = value;
-        shared->token[warp] = token;
-      }
-      __syncthreads();
-      value = lane < warps ? shared->value[lane] : NEGATIVE_INFINITY;
-      token = lane < warps ? shared->token[lane] : 0x7fffffff;
-    }
+// A bit for each edited token of the rank.
+__device__ __forceinline__ void mark_edited(const Part& part, unsigned* edited) {
+  if (!part.many) return;
+  for (int i = threadIdx.x; i < part.span / 32; i += THREADS) edited[i] = 0;
+  __syncthreads();
+  for (int i = threadIdx.x; i < part.many; i += THREADS) {
+    const int place = part.edits[5 * (size_t)i] - part.first;
+    if (place >= 0 && place < part.count) atomicOr(&edited[place / 32], 1u << (place % 32));
   }
-  if (threadIdx.x == 0) {
-    shared->best_value = value;
-    shared->best_token = token;
-  }
-  cluster_sync();
-  for (unsigned rank = 0; rank < RANKS; ++rank) {
-    const float other = *cluster_peer(&shared->best_value, rank);
-    const int other_token = *cluster_peer(&shared->best_token, rank);
-    if (better(other, other_token, value, token)) {
-      value = other;
-      token = other_token;
-    }
-  }
-  cluster_sync();
 }
 
-// Sum over the cluster, ranks in order.
-__device__ __forceinline__ float cluster_sum(Shared* shared, float value) {
-  value = block_sum(value, shared->scratch);
-  if (threadIdx.x == 0) shared->sum = value;
-  cluster_sync();
-  value = 0.f;
-  for (unsigned rank = 0; rank < RANKS; ++rank) value += *cluster_peer(&shared->sum, rank);
-  cluster_sync();
-  return value;
-}
-
-// Adds to a sum in shared memory by its halves: of 32 bits a card has an atomic addition there, of 64 it makes a loop.
-__device__ __forceinline__ void add_shared(unsigned long long* sum, unsigned long long value) {
-  unsigned* half = reinterpret_cast<unsigned*>(sum);
-  const unsigned low = (unsigned)value, before = atomicAdd(half, low);
-  const unsigned high = (unsigned)(value >> 32) + (before + low < low);  // whoever wraps the low half carries
-  if (high) atomicAdd(half + 1, high);
-}
-
-__device__ __forceinline__ unsigned key_of(float score) { return __float_as_uint(score) & 0x7fffffffu; }
-
-// Of the scores with a key up to `limit`, the key at which the running count reaches `top_k` (or, with top_k = 0, the
-// running mass reaches top_p of the whole), from the largest score down.
-__device__ __forceinline__ unsigned select_key(Shared* shared, const float* scores, int count, unsigned limit, int top_k,
-                                               float top_p) {
-  unsigned prefix = 0;
-  unsigned long long before = 0;
-  double target = (double)top_k;
-  for (int shift = 31 - BIN_BITS, bits = BIN_BITS; bits > 0; bits = min(BIN_BITS, shift), shift -= bits) {
-    const bool all_bits = shift + bits == 31;
-    for (int i = threadIdx.x; i < BINS; i += blockDim.x) shared->bins[i] = 0;
-    __syncthreads();
-    for (int i = threadIdx.x; i < count; i += blockDim.x) {
-      const unsigned key = key_of(scores[i]);
-      if (key > limit || (!all_bits && key >> (shift + bits) != prefix)) continue;
-      const unsigned bin = key >> shift & ((1u << bits) - 1);
-      if (top_k > 0)
-        add_shared(&shared->bins[bin], 1);
-      else if (scores[i] > -32.f)
-        add_shared(&shared->bins[bin], __double2ull_rn(exp((double)scores[i]) * MASS_UNIT));
-    }
-    cluster_sync();
-    for (int i = threadIdx.x; i < BINS; i += blockDim.x) {
-      unsigned long long all = 0;
-      for (unsigned rank = 0; rank < RANKS; ++rank) all += *cluster_peer(&shared->bins[i], rank);
-      shared->totals[i] = all;
-    }
-    cluster_sync();
-    if (threadIdx.x < 32) {  // each lane owns a run of bins
-      const int lane = threadIdx.x, run = BINS / 32;
-      unsigned long long own = 0;
-      for (int i = 0; i < run; ++i) own += shared->totals[lane * run + i];
-      unsigned long long through = own;
-      for (int step = 1; step < 32; step <<= 1) {
-        const unsigned long long lower = __shfl_up_sync(FULL_WARP, through, step);
-        if (lane >= step) through += lower;
-      }
-      const unsigned long long whole = __shfl_sync(FULL_WARP, through, 31);
-      if (top_k == 0 && all_bits) target = (double)top_p * (double)whole;
-      const unsigned reached = __ballot_sync(FULL_WARP, own > 0 && (double)(before + through) >= target);
-      const unsigned filled = __ballot_sync(FULL_WARP, own > 0);
-      const int owner = reached ? __ffs((int)reached) - 1 : 31 - __clz((int)filled);
-      if (lane == owner) {
-        unsigned long long running = before + through - own;
-        int bin = lane * run, last = bin;
-        unsigned long long last_before = running;
-        for (int i = 0; i < run; ++i, ++bin) {
-          if (shared->totals[bin] == 0) continue;
-          last = bin;
-          last_before = running;
-          running += shared->totals[bin];
-          if ((double)running >= target) break;
-        }
-        shared->bin = last;
-        shared->before = last_before;
-      }
-      target = __shfl_sync(FULL_WARP, target, 0);
-    }
-    __syncthreads();
-    prefix = prefix << bits | (unsigned)shared->bin;
-    before = shared->before;  // not written again before the next level's barriers
-  }
-  return prefix;
-}
-
-__device__ __forceinline__ void philox(unsigned (&c)[4], unsigned k0, unsigned k1) {
+// The greedy choice of each thread's tokens.
+__device__ __forceinline__ unsigned likeliest_of(const Part& part, float& best, int& token) {
+  uint4 kept = {0, 0, 0, 0};
+  const unsigned numbers = part.stream([&](const uint4& words, int at) {
+    const float most = largest(words);
+    if (!(most > best)) return;
+    best = most;
+    token = at;
+    kept = words;
+  });
+  if (token < 0x7fffffff) {
+    const unsigned pairs[4] = {kept.x, kept.y, kept.z, kept.w};
+    int place = 0;
 #pragma unroll
-  for (int round = 0; round < 10; ++round) {
-    const unsigned high0 = __umulhi(0xD2511F53u, c[0]), low0 = 0xD2511F53u * c[0];
-    const unsigned high1 = __umulhi(0xCD9E8D57u, c[2]), low1 = 0xCD9E8D57u * c[2];
-    c[0] = high1 ^ c[1] ^ k0;
-    c[1] = low1;
-    c[2] = high0 ^ c[3] ^ k1;
-    c[3] = low0;
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
+    for (int j = 7; j >= 0; --j)
+      if ((j % 2 ? high(pairs[j / 2]) : low(pairs[j / 2])) == best) place = j;
+    token += place;
+  }
+  const bool nan = part.each_edit([&](float z, int at) {
+    if (!(z > NEGATIVE_INFINITY) || !better(z, at, best, token)) return;
+    best = z;
+    token = at;
+  });
+  return nan || is_nan(numbers) ? NAN_SEEN : 0;
+}
+
+// Calls take(score) with what each warp of the same number has listed in the cluster.
+struct Listed {
+  Shared* shared;
+  Entry* lists;
+  int room;
+
+  template <class Take>
+  __device__ __forceinline__ void operator()(Take take) const {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll 1
+    for (unsigned rank = 0; rank < RANKS; ++rank) {
+      const int many = *cluster_peer(&shared->listed[warp], rank);
+      const Entry* entries = cluster_peer(lists + warp * room, rank);
+#pragma unroll 1
+      for (int i = lane; i < many; i += 32) take(entries[i].value);
+    }
+  }
+};
+
+// Rank 0 finds the limit of top-k and top-p among what the cluster has listed.
+__device__ __forceinline__ void select_listed(Shared* shared, Entry* lists, int room, const Record& record,
+                                              int vocabulary, bool chances) {
+  if (threadIdx.x == 0) {  // the first barrier of `select` comes before others look
+    double others = 0.;
+    for (int i = 0; i < RANKS * WARPS; ++i) others += (double)*cluster_peer(&shared->tails[i % WARPS], i / WARPS);
+    shared->others = others * MASS_UNIT;
+  }
+  unsigned limit;
+  const bool decided = select<false>(shared, Listed{shared, lists, room}, record, counts_tokens(record, vocabulary), chances, limit);
+  if (threadIdx.x == 0) {
+    shared->limit = limit;
+    shared->decided = decided;
   }
 }
 
-__device__ __forceinline__ float gumbel(unsigned bits) {
-  const float w = fminf(((float)bits + 0.5f) * 2.3283064365386963e-10f, 0.99999994039535522f);
-  return -logf(-log1pf(-w));
+// Calls take(score, token) with each own token, read again.
+struct Every {
+  const Part& part;
+  float maximum, temperature;
+
+  template <class Take>
+  __device__ __forceinline__ void tokens(Take take) const {
+    part.each([&](float z, int at) { take((z - maximum) / temperature, at); });
+  }
+  template <class Take>
+  __device__ __forceinline__ void operator()(Take take) const {
+    tokens([&](float score, int) { take(score); });
+  }
+};
+
+// The choice of a row by all of its tokens.
+__device__ __forceinline__ void choose_among_all(Shared* shared, const Every& every, const Record& record, int vocabulary,
+                                                 float& best, int& token) {
+  unsigned limit;
+  select<true>(shared, every, record, counts_tokens(record, vocabulary), true, limit);
+  every.tokens([&](float score, int at) {
+    if (key_of(score) > limit || score < record.log_min_p || !(score > NEGATIVE_INFINITY)) return;
+    if (score + MOST_NOISE < best) return;
+    const float value = score + noise_of(record, at);
+    if (better(value, at, best, token)) {
+      best = value;
+      token = at;
+    }
+  });
 }
 
-// Grid (rows * RANKS), THREADS threads; dynamic shared memory: Shared, then a float for each of `span` tokens.
-extern "C" __global__ void CLUSTER(RANKS) __launch_bounds__(THREADS, 1) sample_rows(
+// Of a row's logits the largest that comes behind (than, than_token).
+__device__ __forceinline__ void next_likely(const Part& part, float than, int than_token, float& value, int& token) {
+  value = NEGATIVE_INFINITY;
+  token = 0x7fffffff;
+  part.each([&](float z, int at) {
+    if (!better(than, than_token, z, at) || !better(z, at, value, token)) return;
+    value = z;
+    token = at;
+  });
+}
+
+// The sum of e^(logit - most) over the cluster, once in a kernel: in fixed point, so the same in any order and for any RANKS.
+__device__ __forceinline__ float cluster_weight(Shared* shared, const Part& part, float most) {
+  unsigned long long sum = 0, whole = 0;
+  part.each([&](float z, int) {
+    const float weight = expf(z - most);
+    if (weight > 0.f) sum += (unsigned long long)(weight * WEIGHT_UNIT);
+  });
+  for (int step = 16; step; step >>= 1) sum += __shfl_xor_sync(FULL_WARP, sum, step);
+  if (threadIdx.x % 32 == 0) add_shared(&shared->sum, sum);
+  cluster_sync();
+  for (unsigned rank = 0; rank < RANKS; ++rank) whole += *cluster_peer(&shared->sum, rank);
+  return (float)((double)whole / WEIGHT_UNIT);
+}
+
+// Grid (rows * RANKS), THREADS threads; dynamic shared memory: Shared, then `room` entries for each warp, then a bit for
+// each of `span` tokens.
+extern "C" __global__ void CLUSTER(RANKS) __launch_bounds__(THREADS, BLOCKS) sample_rows(
     const half_t* __restrict__ logits,      // [rows, vocabulary]
-    int vocabulary, int span,               // tokens of a rank, a multiple of 8
+    int vocabulary, int span, int room,     // tokens of a rank, a multiple of 32
     const Record* __restrict__ records,     // [rows]
     const int* __restrict__ rows,           // [1] rows that count; the others are padding
     const int* __restrict__ edits,          // [edits, 5] token, and as float bits: repetition, frequency, presence, bias
@@ -196,128 +171,123 @@ extern "C" __global__ void CLUSTER(RANKS) __launch_bounds__(THREADS, 1) sample_r
     float* __restrict__ logprobs,           // [rows] of the chosen token under softmax(logits), where wanted
     int* __restrict__ top_tokens, float* __restrict__ top_logprobs) {  // [rows, top_n] likeliest first, where wanted
   DYNAMIC_SHARED(Shared, shared);
-  float* scores = reinterpret_cast<float*>(shared + 1);
-  const int rank = blockIdx.x % RANKS, row = blockIdx.x / RANKS, first = rank * span;
-  const int count = max(0, min(span, vocabulary - first));
-  if (row >= rows[0]) return;
-  const Record record = records[row];
-  const half_t* from = logits + (size_t)row * vocabulary + first;
-
-  bool nan = false;
-  if (vocabulary % 8 == 0) {
-    for (int i = 8 * threadIdx.x; i < count; i += 8 * blockDim.x) {
-      const uint4 bits = *reinterpret_cast<const uint4*>(from + i);
-      const unsigned words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        const float value = to_float((half_t)(words[j / 2] >> (j % 2 * 16)));
-        scores[i + j] = value;
-        nan |= value != value;
-      }
-    }
-  } else {
-    for (int i = threadIdx.x; i < count; i += blockDim.x) {
-      scores[i] = to_float(from[i]);
-      nan |= scores[i] != scores[i];
-    }
+  Entry* lists = reinterpret_cast<Entry*>(shared + 1);
+  unsigned* edited = reinterpret_cast<unsigned*>(lists + WARPS * room);
+  const auto part_of = [&](unsigned block, const Record& asked) -> Part {
+    const int first = block % RANKS * span;
+    return {logits + (size_t)(block / RANKS) * vocabulary + first, first, max(0, min(span, vocabulary - first)), span, vocabulary,
+            edits + 5 * (size_t)asked.first_edit, asked.edits,
+            asked.mask >= 0 ? masks + (size_t)asked.mask * mask_words : nullptr, asked.edits ? edited : nullptr};
+  };
+  if (blockIdx.x / RANKS >= rows[0]) return;
+  if (threadIdx.x == 0) {
+    shared->top = ordered(LEAST_FLOAT);
+    shared->sum = 0;
   }
-  __syncthreads();
-  for (int i = threadIdx.x; i < record.edits; i += blockDim.x) {
-    const int* edit = edits + 5 * (size_t)(record.first_edit + i);
-    const int place = edit[0] - first;
-    if (place < 0 || place >= count) continue;
-    const float repetition = __int_as_float(edit[1]);
-    float z = scores[place];
-    if (repetition != 1.f) z = z > 0.f ? z / repetition : z * repetition;
-    scores[place] = ((z - __int_as_float(edit[2])) - __int_as_float(edit[3])) + __int_as_float(edit[4]);
-  }
+  mark_edited(part_of(blockIdx.x, records[blockIdx.x / RANKS]), edited);
   __syncthreads();
 
   float best = NEGATIVE_INFINITY;
-  int token = 0x7fffffff;
-  for (int i = threadIdx.x; i < count; i += blockDim.x) {
-    if (record.mask >= 0) {
-      const int v = first + i;
-      if (!(masks[(size_t)record.mask * mask_words + v / 32] >> (v % 32) & 1)) scores[i] = NEGATIVE_INFINITY;
-    }
-    if (better(scores[i], first + i, best, token)) {
-      best = scores[i];
-      token = first + i;
-    }
-  }
-  cluster_best(shared, best, token);
-  const float numbers = cluster_sum(shared, nan ? 1.f : 0.f);
-
-  if (record.temperature > 0.f && best > NEGATIVE_INFINITY) {
-    for (int i = threadIdx.x; i < count; i += blockDim.x) scores[i] = (scores[i] - best) / record.temperature;
-    __syncthreads();
-    unsigned limit = 0x7f800000u;
-    if (record.top_k > 0 && record.top_k < vocabulary)
-      limit = select_key(shared, scores, count, limit, record.top_k, 0.f);
-    if (record.top_p < 1.f) limit = min(limit, select_key(shared, scores, count, limit, 0, record.top_p));
-    best = NEGATIVE_INFINITY;
-    token = 0x7fffffff;
-    for (int i = 4 * threadIdx.x; i < count; i += 4 * blockDim.x) {
-      float kept[4];
-      bool hope = false;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        kept[j] = i + j < count ? scores[i + j] : NEGATIVE_INFINITY;
-        if (key_of(kept[j]) > limit || kept[j] < record.log_min_p) kept[j] = NEGATIVE_INFINITY;
-        hope |= kept[j] > NEGATIVE_INFINITY && kept[j] + MOST_NOISE >= best;
+  int token = 0x7fffffff, turn = 0;
+  unsigned flags = 0, none = 0;
+  if (!(records[blockIdx.x / RANKS].temperature > 0.f)) {
+    flags = likeliest_of(part_of(blockIdx.x, records[blockIdx.x / RANKS]), best, token);
+    cluster_best(shared, turn, best, token, flags);
+  } else {
+    const bool counts = counts_tokens(records[blockIdx.x / RANKS], vocabulary);
+    const bool selects = counts || records[blockIdx.x / RANKS].top_p < 1.f;
+    float least = first_least(records[blockIdx.x / RANKS], counts), maximum = LEAST_FLOAT;
+    bool decided = false;
+    Reach reach;
+    // What a row asks for is read again where it is needed: two blocks share a multiprocessor's registers.
+#pragma unroll 1
+    for (int attempt = 0; attempt < ATTEMPTS && !decided; ++attempt) {
+      const unsigned block = block_again();
+      const Record& asked = records[block / RANKS];
+      reach = {maximum, fminf(LOG2E / asked.temperature, -LEAST_FLOAT), LEAST_NOISE * LOG2E, 0.f,
+               {lists + threadIdx.x / 32 * room, room, 0}, 0};
+      const Part part = part_of(block, asked);
+      const unsigned numbers = least > NEGATIVE_INFINITY ? stream_scores(shared, part, reach, least)
+                                                         : stream_noise(shared, part, asked, reach);
+      best = reach.top > LEAST_FLOAT ? reach.top : NEGATIVE_INFINITY;
+      token = 0x7fffffff;
+      flags = (is_nan(numbers) ? NAN_SEEN : 0) | (reach.list.many > room ? LISTS_FULL : 0);
+      if (asked.temperature < LEAST_TEMPERATURE) flags |= LISTS_FULL;
+      cluster_best(shared, turn, best, token, flags);
+      maximum = best;
+      if (!(best > NEGATIVE_INFINITY)) break;
+      if (flags & LISTS_FULL) {
+        if (!(least > NEGATIVE_INFINITY) || records[block_again() / RANKS].temperature < LEAST_TEMPERATURE) break;
+        if (selects) least *= 0.8f;
+        continue;
       }
-      if (!hope) continue;
-      unsigned bits[4] = {(unsigned)(first + i) / 4, (unsigned)record.position, 0, 0};
-      philox(bits, record.seed_low, record.seed_high);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const float value = kept[j] + gumbel(bits[j]);
-        if (kept[j] > NEGATIVE_INFINITY && better(value, first + i + j, best, token)) {
+      // A little less far, so that nothing beyond it is missing.
+      settle(reach, best, records[block_again() / RANKS].temperature, selects ? least + 0.02f : least);
+      decided = true;
+      if (!selects) break;
+      const float tail = warp_sum(reach.tail);
+      if (threadIdx.x % 32 == 0) {
+        shared->listed[threadIdx.x / 32] = reach.list.many;
+        shared->tails[threadIdx.x / 32] = tail;
+      }
+      cluster_sync();
+      if (block_again() % RANKS == 0)
+        select_listed(shared, lists, room, records[block_again() / RANKS], vocabulary, least < -NO_CHANCE * LOG2E + 0.1f);
+      cluster_sync();
+      decided = *cluster_peer(&shared->decided, 0);
+      if (!decided) least = fmaxf(1.7f * least, -NO_CHANCE * LOG2E);
+    }
+    if (maximum > NEGATIVE_INFINITY) {
+      const unsigned block = block_again();
+      const Record& asked = records[block / RANKS];
+      best = NEGATIVE_INFINITY;
+      token = 0x7fffffff;
+      if (!decided) {
+        const Part again = part_of(block, asked);
+        choose_among_all(shared, Every{again, maximum, asked.temperature}, asked, vocabulary, best, token);
+      }
+      const unsigned limit = selects ? *cluster_peer(&shared->limit, 0) : 0x7f800000u;
+#pragma unroll 1
+      for (int i = decided ? threadIdx.x % 32 : reach.list.many; i < reach.list.many; i += 32) {
+        const Entry entry = reach.list.entries[i];
+        if (key_of(entry.value) > limit || entry.value < asked.log_min_p) continue;
+        const float value = entry.value + noise_of(asked, entry.token);
+        if (better(value, entry.token, best, token)) {
           best = value;
-          token = first + i + j;
+          token = entry.token;
         }
       }
+      cluster_best(shared, turn, best, token, none);
     }
-    cluster_best(shared, best, token);
   }
   if (token >= vocabulary) token = 0;  // only where nothing is a number
-  if (rank == 0 && threadIdx.x == 0) {
+  const int row = block_again() / RANKS;
+  const bool tells = block_again() % RANKS == 0 && threadIdx.x == 0;
+  if (tells) {
     chosen[2 * row] = token;
-    chosen[2 * row + 1] = numbers > 0.f;
+    chosen[2 * row + 1] = (flags & NAN_SEEN) != 0;
   }
-  if (!record.wants_logprob) return;
 
-  // Log-probabilities are those of the logits as the model gave them.
-  float most = NEGATIVE_INFINITY;
-  int likeliest = 0x7fffffff;
-  for (int i = threadIdx.x; i < count; i += blockDim.x) {
-    const float z = to_float(from[i]);
-    if (better(z, first + i, most, likeliest)) {
-      most = z;
-      likeliest = first + i;
-    }
-  }
-  cluster_best(shared, most, likeliest);
-  float sum = 0.f;
-  for (int i = threadIdx.x; i < count; i += blockDim.x) sum += expf(to_float(from[i]) - most);
-  const float normaliser = most + logf(cluster_sum(shared, sum));
-  if (rank == 0 && threadIdx.x == 0) logprobs[row] = to_float(logits[(size_t)row * vocabulary + token]) - normaliser;
-  for (int n = 0; n < top_n; ++n) {
-    if (rank == 0 && threadIdx.x == 0) {
-      top_tokens[(size_t)row * top_n + n] = likeliest;
-      top_logprobs[(size_t)row * top_n + n] = most - normaliser;
-    }
-    float next = NEGATIVE_INFINITY;
-    int next_token = 0x7fffffff;
-    for (int i = threadIdx.x; i < count; i += blockDim.x) {
-      const float z = to_float(from[i]);
-      if (better(most, likeliest, z, first + i) && better(z, first + i, next, next_token)) {
-        next = z;
-        next_token = first + i;
+  if (records[row].wants_logprob) {  // of the logits as the model gave them
+    Part given = part_of(block_again(), records[row]);
+    given.mask = given.edited = nullptr;
+    given.many = 0;
+    float most, next;
+    int likeliest, next_token;
+    next_likely(given, -NEGATIVE_INFINITY, -1, most, likeliest);
+    cluster_best(shared, turn, most, likeliest, none);
+    const float normaliser = most + logf(cluster_weight(shared, given, most));
+    if (tells) logprobs[row] = to_float(logits[(size_t)row * vocabulary + token]) - normaliser;
+    for (int n = 0; n < top_n; ++n) {
+      if (tells) {
+        top_tokens[(size_t)row * top_n + n] = likeliest;
+        top_logprobs[(size_t)row * top_n + n] = most - normaliser;
       }
+      next_likely(given, most, likeliest, next, next_token);
+      cluster_best(shared, turn, next, next_token, none);
+      most = next;
+      likeliest = next_token;
     }
-    cluster_best(shared, next, next_token);
-    most = next;
-    likeliest = next_token;
   }
+  cluster_sync();  // a block must not end while others read what it told
 }

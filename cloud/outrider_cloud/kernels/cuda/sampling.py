@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from outrider_cloud.kernels.cuda.source import BIN_BITS, RANKS, THREADS, sampling_bytes, sampling_variant
+from outrider_cloud.kernels.cuda.source import RANKS, SAMPLING_BYTES, THREADS, sampling_variant
 from outrider_shared.errors import ModelError
+from outrider_shared.sampling import SamplingParams
 from outrider_shared.sampling.philox import split_seed
 
 if TYPE_CHECKING:
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from outrider_cloud.kernels.cuda.launch import Launcher
-    from outrider_shared.sampling import SamplingParams
     from outrider_shared.sampling.shape_torch import Shaping
 
 # Of `Record` in sampling.cu.
 WORDS = 12
+# Tokens that a warp lists at most: 72 KiB a block, so that two fit onto a multiprocessor.
+_ROOM = 768
 _NO_EDITS = np.zeros((0, 5), np.int32)
 
 
@@ -167,40 +169,41 @@ def _edits(
 
 
 @dataclass(frozen=True, slots=True)
-class Tile:
-    """How a row of logits lies in the shared memory of its blocks.
+class Share:
+    """What a block has of a row of logits.
 
     Attributes:
-        span: Tokens that a block keeps, a float each.
-        bin_bits: Of the kernel's selection.
+        span: Tokens, a bit each for those that are edited.
+        room: Tokens that a warp can list, eight bytes each; with less more rows are read twice.
+        shared_bytes: Of the block.
     """
 
     span: int
-    bin_bits: int
-
-    @property
-    def shared_bytes(self) -> int:
-        """Of a block."""
-        return sampling_bytes(self.bin_bits) + 4 * self.span
+    room: int
+    shared_bytes: int
 
 
-def tile_of(vocabulary: int, ranks: int, shared_bytes: int) -> Tile:
-    """The tile of a row over `ranks` blocks that have so much shared memory each: the one with fewest passes that fits.
+def share_of(vocabulary: int, ranks: int, threads: int, shared_bytes: int) -> Share:
+    """The share of each of `ranks` blocks of `threads` threads that have so much shared memory.
 
     Raises:
-        ModelError: if none does.
+        ModelError: if that is too little.
     """
-    span = -(-vocabulary // (8 * ranks)) * 8
-    tiles = [Tile(span, bits) for bits in BIN_BITS]
-    fitting = next((tile for tile in tiles if tile.shared_bytes <= shared_bytes), None)
-    if fitting is None:
-        most = (shared_bytes - sampling_bytes(BIN_BITS[-1])) // 32 * 8 * ranks
+    span = -(-vocabulary // (32 * ranks)) * 32
+    fixed, entry = SAMPLING_BYTES + span // 8, 8 * threads // 32
+    room = min(_ROOM, (shared_bytes - fixed) // entry)
+    if room < 1:
         raise ModelError(
-            f"a vocabulary of {vocabulary} does not fit the sampling kernel: a block needs {tiles[-1].shared_bytes} "
-            f"bytes of shared memory, here it gets {shared_bytes}",
-            hint=f"at most {max(0, most)} tokens fit; serve with --device cpu, or on a card that gives more",
+            f"a vocabulary of {vocabulary} does not fit the sampling kernel: a block needs {fixed + entry} bytes of "
+            f"shared memory, here it gets {shared_bytes}",
+            hint="serve with --device cpu, or on a card that gives more",
         )
-    return fitting
+    return Share(span, room, fixed + room * entry)
+
+
+def ranks_of(rows: int, processors: int) -> int:
+    """Blocks that share a row: as many as let all rows run at once with two blocks on a multiprocessor."""
+    return next((ranks for ranks in RANKS if rows * ranks <= 2 * processors), RANKS[-1])
 
 
 class CudaSampler:
@@ -208,13 +211,20 @@ class CudaSampler:
 
     Args:
         launcher: Of the device.
-        ranks: Blocks that share a row.
+        ranks: Blocks that share a row; 0 is as `ranks_of` says. Choices do not depend on it.
         threads: Threads of a block.
+        room: As in `Share`, at most.
     """
 
-    def __init__(self, launcher: Launcher, ranks: int = RANKS, threads: int = THREADS) -> None:
+    def __init__(self, launcher: Launcher, ranks: int = 0, threads: int = THREADS, room: int = _ROOM) -> None:
         self._launcher = launcher
-        self._ranks, self._threads = ranks, threads
+        self._ranks, self._threads, self._room = ranks, threads, room
+
+    def prepare(self, rows: int, dtype: torch.dtype) -> None:
+        """Compile what steps of up to so many rows need, so that no session waits for it."""
+        logits = torch.zeros(1, 64, dtype=dtype, device=self._launcher.device)
+        for ranks in {self._ranks or ranks_of(count, self._launcher.processors) for count in range(1, rows + 1)}:
+            CudaSampler(self._launcher, ranks, self._threads, self._room).choose(logits, [0], [SamplingParams()])
 
     def choose(self, logits: torch.Tensor, positions: Sequence[int], params: Sequence[SamplingParams]) -> list[int]:
         """The chosen token ids; see `outrider_cloud.kernels.sampling.Sampler`."""
@@ -259,7 +269,8 @@ class CudaSampler:
             top_n: Likeliest tokens of rows that want log-probabilities.
         """
         count, vocabulary = logits.shape
-        tile, device = tile_of(vocabulary, self._ranks, self._launcher.shared_bytes), logits.device
+        ranks, device = self._ranks or ranks_of(count, self._launcher.processors), logits.device
+        share = share_of(vocabulary, ranks, self._threads, self._launcher.shared_bytes)
         out = Choices(
             torch.zeros(count, 2, dtype=torch.int32, device=device),
             torch.zeros(count, device=device),
@@ -267,15 +278,15 @@ class CudaSampler:
             torch.zeros(count, top_n, device=device),
         )
         self._launcher.launch(
-            sampling_variant(logits.dtype, self._ranks, self._threads, tile.bin_bits),
+            sampling_variant(logits.dtype, ranks, self._threads),
             "sample_rows",
-            (count * self._ranks, 1, 1),
+            (count * ranks, 1, 1),
             self._threads,
             (
-                logits.contiguous(), vocabulary, tile.span, table, rows, edits, masks,
+                logits.contiguous(), vocabulary, share.span, min(share.room, self._room), table, rows, edits, masks,
                 0 if masks is None else masks.shape[1], top_n, out.chosen, out.logprobs, out.top_tokens,
                 out.top_logprobs,
             ),
-            tile.shared_bytes,
+            share.shared_bytes,
         )  # fmt: skip
         return out

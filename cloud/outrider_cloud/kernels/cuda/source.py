@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -18,13 +19,13 @@ HEAD_SIZES = (64, 96, 128, 256)
 DTYPES = (torch.bfloat16, torch.float16)
 # Positions of one split of attention: part of the exact contract, since it fixes the order of sums.
 SPLIT = 256
-# Blocks that share a row of logits, and their threads.
-RANKS, THREADS = 8, 512
-# Bits that a pass of the sampling kernel's selection sorts by. Fewer take less shared memory and more passes.
-BIN_BITS = (11, 8)
+# Blocks that may share a row of logits, and the threads of each.
+RANKS, THREADS = (8, 4, 2, 1), 384
+# Shared memory of a block of the sampling kernel, its lists aside: `Shared` of sampling.cu, rounded up.
+SAMPLING_BYTES = 5 << 10
 # For NVRTC. Products are fused where the text says fmaf and nowhere else, as in numpy.
 OPTIONS = ("--std=c++17", "--fmad=false")
-_INCLUDE = '#include "device.cuh"'
+_INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +54,9 @@ class Variant:
         return dict(self.kernels)[kernel]
 
     def text(self) -> str:
-        """CUDA C++ with its macros and the common part in place: complete, nothing else is included."""
+        """CUDA C++ with its macros and all that it includes in place."""
         defines = "".join(f"#define {name} {value}\n" for name, value in self.defines)
-        return defines + _read(f"{self.file}.cu").replace(_INCLUDE, _read("device.cuh"))
+        return defines + _INCLUDE.sub(lambda found: _read(found[1]), _read(f"{self.file}.cu"))
 
 
 @functools.cache
@@ -98,17 +99,10 @@ def kv_variant(dtype: torch.dtype) -> Variant:
     return _variant("kv", dtype, (("kv_store", 1), ("kv_move", 1)))
 
 
-def sampling_variant(
-    dtype: torch.dtype, ranks: int = RANKS, threads: int = THREADS, bin_bits: int = BIN_BITS[0]
-) -> Variant:
-    """The sampling rule, with `ranks` blocks of `threads` threads a row, selecting by `bin_bits` at a time."""
-    sizes = {"RANKS": ranks, "THREADS": threads, "BIN_BITS": bin_bits, "SHARED_BYTES": sampling_bytes(bin_bits)}
+def sampling_variant(dtype: torch.dtype, ranks: int = RANKS[0], threads: int = THREADS) -> Variant:
+    """The sampling rule, with `ranks` blocks of `threads` threads a row."""
+    sizes = {"RANKS": ranks, "THREADS": threads, "SHARED_BYTES": SAMPLING_BYTES}
     return replace(_variant("sampling", dtype, (("sample_rows", ranks),), **sizes), much_shared=True)
-
-
-def sampling_bytes(bin_bits: int) -> int:
-    """Shared memory of a block of the sampling kernel, its scores aside: `Shared` of sampling.cu, rounded up."""
-    return (16 << bin_bits) + 512
 
 
 def variants() -> Iterator[Variant]:
@@ -116,7 +110,7 @@ def variants() -> Iterator[Variant]:
     for dtype in DTYPES:
         yield from (attention_variant(head, dtype) for head in HEAD_SIZES)
         yield from (layers_variant(dtype), kv_variant(dtype))
-        yield from (sampling_variant(dtype, bin_bits=bits) for bits in BIN_BITS)
+        yield from (sampling_variant(dtype, ranks) for ranks in RANKS)
 
 
 def _variant(file: str, dtype: torch.dtype, kernels: tuple[tuple[str, int], ...], **defines: int) -> Variant:
