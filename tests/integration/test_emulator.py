@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ from outrider_shared.emulator import Fault, FaultKind, FaultSchedule, LinkPlan, 
 from outrider_shared.emulator.control import LinkProcess, apply, request_of
 from outrider_shared.errors import ConfigError
 from outrider_shared.sampling import SamplingParams
+from support.daemon import ENVIRONMENT
 from support.drafters import OracleDrafter
 from support.service import client, collect, serving
 
@@ -214,6 +216,19 @@ def test_link_in_a_process_of_its_own_obeys_and_counts():
         assert link.status == 0
 
     run(play())
+
+
+def test_ctrl_c_ends_a_process_that_obeys_without_a_word():
+    """It reaches the whole terminal: the caller's process and this one."""
+    command = [sys.executable, "-m", "outrider_shared.emulator.cli", "--control", "--listen", "127.0.0.1:0"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [*command, "--to", "127.0.0.1:1"], stdin=pipe, stdout=pipe, stderr=pipe, env=ENVIRONMENT, start_new_session=True
+    ) as process:
+        assert b"address" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (0, b"")
 
 
 def test_a_process_whose_caller_is_cancelled_while_it_starts_ends():

@@ -85,15 +85,22 @@ def link(
 
 
 async def _run(proxy: LinkProxy, *, control: bool) -> None:
+    stopping, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
     async with proxy:
+        told = asyncio.ensure_future(stopping.wait())
         if control:
-            await obey(proxy)
+            obeying = asyncio.ensure_future(obey(proxy))
+            done, _ = await asyncio.wait({told, obeying}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (told, obeying):
+                task.cancel()
+            await asyncio.gather(told, obeying, return_exceptions=True)
+            if obeying in done:
+                await obeying
             return
-        stopping, loop = asyncio.Event(), asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stopping.set)
         click.echo(f"emulating a link on {proxy.address}", err=True)
-        await stopping.wait()
+        await told
     click.echo(" ".join(f"{name}={value}" for name, value in proxy.counters.as_dict().items()), err=True)
 
 
