@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import json
+import re
 import signal
 import sys
 from typing import Any, NoReturn
@@ -54,8 +55,23 @@ class TypedErrors(click.Group):
         except ModuleNotFoundError as error:
             if str(error.name).startswith("outrider_"):
                 raise
-            hint = "pip install 'outrider[cloud]', '[edge]' or '[train]', as the README says"
-            _end(ConfigError(f"this command needs the module {error.name}", hint=hint), as_json="--json" in arguments)
+            name = str(error.name)
+            _end(
+                ConfigError(f"this command needs the module {name}", hint=_install(name)), as_json="--json" in arguments
+            )
+
+
+def _install(module: str) -> str:
+    """Which extras bring a module, as this distribution's own metadata tell."""
+    try:
+        wanted = importlib.metadata.requires("outrider") or []
+    except importlib.metadata.PackageNotFoundError:
+        wanted = []
+    top = module.partition(".")[0].lower()
+    found = (re.match(r"([\w.-]+).*extra == ['\"](\w+)['\"]", line) for line in wanted)
+    extras = {match[2] for match in found if match and re.sub(r"[-.]", "_", match[1]).lower() == top} - {"dev", "bench"}
+    names = " or ".join(f"'.[{extra}]'" for extra in sorted(extras)) or "'.[cloud]', '.[edge]' or '.[fleet]'"
+    return f"in the repository: pip install {names}"
 
 
 def _end(error: OutriderError, *, as_json: bool) -> NoReturn:
@@ -111,7 +127,7 @@ class TrainingCommands(InstalledCommands):
 
 def _missing(name: str, module: str) -> click.Command:
     def tell(**_: Any) -> None:
-        raise click.ClickException(f"`outrider {name}` needs the module {module}; install it with pip, see the README")
+        raise ConfigError(f"`outrider {name}` needs the module {module}", hint=_install(module))
 
     settings = {"ignore_unknown_options": True, "allow_extra_args": True}
     return click.Command(name, callback=tell, help=f"Needs {module}.", context_settings=settings)

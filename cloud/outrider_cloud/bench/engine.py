@@ -6,6 +6,7 @@ the usual way to decode on a CPU.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 
     from outrider_cloud.engine.engine import Engine
     from outrider_cloud.model.loading import LoadedModel
+
+
+# Noise that was drawn for a seed is remembered: no two sessions have the same.
+_SEEDS = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,7 @@ def _run(loaded: LoadedModel, case: Case, context: int, steps: int) -> dict[str,
     generator = np.random.default_rng(0)
     for number in range(case.sessions):
         prompt = tuple(generator.integers(5, loaded.vocabulary, context).tolist())
-        params = SamplingParams(case.temperature, seed=number)
+        params = SamplingParams(case.temperature, seed=next(_SEEDS))
         engine.open(Request(SessionId(f"bench{number:08d}"), prompt, steps * 2 + 8, params, ignore_eos=True), _ignore)
     while any(s.sure_rows > 1 or not s.blocks for s in engine.sessions.values()):
         engine.step()
