@@ -75,6 +75,7 @@ def agent_command(fleet: Path, *, base: Path | None) -> None:
     """Take part in a fleet without answering requests; FLEET is agent.toml or its folder."""
     from outrider_edge.agent.standalone import run_standalone  # noqa: PLC0415 - [edge] alone has no MQTT
 
+    click.echo(f"running the agent of {fleet} until Ctrl-C; OUTRIDER_LOG=info tells what it does", err=True)
     asyncio.run(run_standalone(fleet, base))
 
 

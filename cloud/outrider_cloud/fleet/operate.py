@@ -58,7 +58,8 @@ class Client:
             )
         except urllib3.exceptions.HTTPError as error:
             raise UnavailableError(
-                f"no fleet service at {self._url}: {error}", hint="start it: outrider fleet serve"
+                f"no fleet service at {self._url}: {_reason(error)}",
+                hint="start it, or give --url: outrider fleet serve",
             ) from error
         try:
             told: dict[str, Any] = answer.json()
@@ -336,3 +337,9 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
+
+
+def _reason(error: urllib3.exceptions.HTTPError) -> str:
+    """What the system said, without the library's objects around it."""
+    cause = error.__cause__ or error.__context__ or error
+    return getattr(cause, "strerror", None) or str(error)
