@@ -59,7 +59,7 @@ class Client:
         except urllib3.exceptions.HTTPError as error:
             raise UnavailableError(
                 f"no fleet service at {self._url}: {_reason(error)}",
-                hint="start it, or give --url: outrider fleet serve",
+                hint="start it: outrider fleet serve; or give its --url",
             ) from error
         try:
             told: dict[str, Any] = answer.json()

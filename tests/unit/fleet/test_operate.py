@@ -122,7 +122,7 @@ def test_a_service_that_is_away_is_named(said, monkeypatch):
     status, output = said("ann", "device", "list")
     assert status == 1
     assert "no fleet service at http://127.0.0.1" in output
-    assert "(start it: outrider fleet serve)" in output
+    assert ": Connection refused (start it: outrider fleet serve; or give its --url)" in output
 
 
 @pytest.mark.parametrize("damage", ["unlink", "garble"])
