@@ -3,7 +3,8 @@
 Two references with one interface:
 
 `GroupedAttention` is the fast one on a CPU. Rows of a session go in groups that share one gather of its keys; a mask
-hides non-ancestors. A row's bits depend on the shapes around it.
+hides non-ancestors. Groups of alike length and number of rows are computed together, so that neither a long session nor
+one with many drafts is paid for by all. A row's bits depend on the shapes around it.
 
 `ExactAttention` gives each row the same bits whatever surrounds it. Every row gathers its keys in log order through its
 ancestor list, in splits of a fixed size at fixed positions (split s holds positions [s * 64, (s + 1) * 64)), and the
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 GROUP_ROWS = 8
 SPLIT = 64
+# About 0.1 ms with two heads of 64 on one core; a part more is some twenty calls of torch.
+_WORTH_A_PART = 4096
 # Finite, so that a padding row whose keys are all hidden gives a number and not NaN.
 _HIDDEN = -1e30
 
@@ -64,82 +67,137 @@ def _finish(scores: torch.Tensor, spec: LayerSpec) -> torch.Tensor:
     return scores if spec.softcap is None else torch.tanh(scores / spec.softcap) * spec.softcap
 
 
-@dataclass
-class _GroupedPlan:
-    keys: torch.Tensor  # [groups * length] int64 slots
-    key_positions: torch.Tensor  # [groups, length]
-    row_positions: torch.Tensor  # [groups, GROUP_ROWS]
-    visible: torch.Tensor  # [groups, GROUP_ROWS, length] bool
-    take: torch.Tensor  # [groups * GROUP_ROWS] row of each place
-    place: torch.Tensor  # [rows] place of each row
-    masks: dict[int | None, torch.Tensor]
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Up to `GROUP_ROWS` rows of a segment, from `start` on; the first is row `row` of the batch."""
 
-    def mask(self, window: int | None) -> torch.Tensor:
-        """[groups, 1, GROUP_ROWS, length] float32: 0 where visible."""
-        if window not in self.masks:
-            seen = self.visible
-            if window is not None:
-                seen = seen & (self.row_positions[:, :, None] - self.key_positions[:, None, :] < window)
-            self.masks[window] = torch.where(seen, 0.0, _HIDDEN)[:, None]
-        return self.masks[window]
+    segment: Segment
+    start: int
+    row: int
 
-    def attend(
-        self, query: torch.Tensor, kv: KvPool, layer: int, spec: LayerSpec, sinks: torch.Tensor | None
-    ) -> torch.Tensor:
-        groups, share = len(self.visible), spec.q_heads // spec.kv_heads
-        keys = kv.keys[layer].index_select(1, self.keys).view(spec.kv_heads, groups, -1, spec.k_dim).float()
-        values = kv.values[layer].index_select(1, self.keys).view(spec.kv_heads, groups, -1, spec.v_dim).float()
-        # [kv_heads, share, groups, GROUP_ROWS, dim] -> [kv_heads, groups, share * GROUP_ROWS, dim]
-        packed = query.float().index_select(1, self.take).view(spec.kv_heads, share, groups, GROUP_ROWS, spec.k_dim)
-        packed = packed.transpose(1, 2).reshape(spec.kv_heads, groups, share * GROUP_ROWS, spec.k_dim)
-        scores = _finish(packed @ keys.transpose(-1, -2), spec)
-        scores = scores.view(spec.kv_heads, groups, share, GROUP_ROWS, -1) + self.mask(spec.window)
-        if sinks is not None:
-            column = sinks.float().view(spec.kv_heads, 1, share, 1, 1).expand(*scores.shape[:-1], 1)
-            scores = torch.cat((scores, column), -1)
-        weights = scores.softmax(-1)[..., : keys.shape[2]].reshape(spec.kv_heads, groups, share * GROUP_ROWS, -1)
-        out = (weights @ values).view(spec.kv_heads, groups, share, GROUP_ROWS, spec.v_dim)
-        out = out.permute(1, 3, 0, 2, 4).reshape(groups * GROUP_ROWS, spec.q_heads, spec.v_dim)
-        return out.index_select(0, self.place).to(query.dtype)
+    @property
+    def rows(self) -> int:
+        return min(GROUP_ROWS, len(self.segment.parents) - self.start)
+
+    @property
+    def keys(self) -> int:
+        return len(self.segment.context) + len(self.segment.parents)
 
 
-class GroupedAttention:
-    """Rows in groups that share a gather of their session's keys; see the module."""
+class _Part:
+    """Groups that are computed together: each as if it had the keys of the longest, and the rows of the largest."""
 
-    def plan(self, segments: Sequence[Segment], rows: int) -> AttentionPlan:
-        """Plan for segments that cover the first rows of a batch of `rows` rows."""
-        groups = [(s, start) for s in segments for start in range(0, len(s.parents), GROUP_ROWS)]
-        length = max(len(s.context) + len(s.parents) for s, _ in groups)
+    def __init__(self, groups: Sequence[_Group]) -> None:
+        length, size = max(group.keys for group in groups), max(group.rows for group in groups)
         keys = np.zeros((len(groups), length), np.int64)
         key_positions = np.zeros((len(groups), length), np.int64)
-        row_positions = np.zeros((len(groups), GROUP_ROWS), np.int64)
-        visible = np.zeros((len(groups), GROUP_ROWS, length), np.bool_)
-        take = np.zeros((len(groups), GROUP_ROWS), np.int64)
-        place = np.zeros(rows, np.int64)
-        row = 0
-        for g, (segment, start) in enumerate(groups):
-            context, total = len(segment.context), len(segment.context) + len(segment.parents)
+        row_positions = np.zeros((len(groups), size), np.int64)
+        visible = np.zeros((len(groups), size, length), np.bool_)
+        take = np.zeros((len(groups), size), np.int64)
+        for g, group in enumerate(groups):
+            segment, chosen = group.segment, slice(group.start, group.start + group.rows)
+            context, total, count = len(segment.context), group.keys, group.rows
             depths = np.asarray(segment.depths())
-            count = min(GROUP_ROWS, len(segment.parents) - start)
             keys[g, :context], keys[g, context:total] = segment.context, segment.slots
             # Fill up with a key of its own: hidden keys weigh nothing, but a neighbour's NaN times nothing is NaN.
             keys[g, total:] = segment.slots[0]
             key_positions[g, :context], key_positions[g, context:total] = np.arange(context), context + depths
-            row_positions[g, :count] = context + depths[start : start + count]
+            row_positions[g, :count] = context + depths[chosen]
             visible[g, :count, :context] = True
-            visible[g, :count, context:total] = segment.ancestors()[start : start + count]
-            take[g, :count] = np.arange(row, row + count)
-            place[row : row + count] = g * GROUP_ROWS + np.arange(count)
-            row += count
-        return _GroupedPlan(
-            keys=torch.from_numpy(keys.reshape(-1)),
-            key_positions=torch.from_numpy(key_positions),
-            row_positions=torch.from_numpy(row_positions),
-            visible=torch.from_numpy(visible),
-            take=torch.from_numpy(take.reshape(-1)),
-            place=torch.from_numpy(place),
-            masks={},
-        )
+            visible[g, :count, context:total] = segment.ancestors()[chosen]
+            take[g, :count] = np.arange(group.row, group.row + count)
+        self.size, self._groups = size, len(groups)
+        self._keys = torch.from_numpy(keys.reshape(-1))
+        self._take = torch.from_numpy(take.reshape(-1))
+        self._visible = torch.from_numpy(visible)
+        self._key_positions, self._row_positions = torch.from_numpy(key_positions), torch.from_numpy(row_positions)
+        self._masks: dict[int | None, torch.Tensor] = {}
+
+    def mask(self, window: int | None) -> torch.Tensor:
+        """[groups, 1, size, length] float32: 0 where visible."""
+        if window not in self._masks:
+            seen = self._visible
+            if window is not None:
+                seen = seen & (self._row_positions[:, :, None] - self._key_positions[:, None, :] < window)
+            self._masks[window] = torch.where(seen, 0.0, _HIDDEN)[:, None]
+        return self._masks[window]
+
+    def attend(
+        self, query: torch.Tensor, kv: KvPool, layer: int, spec: LayerSpec, sinks: torch.Tensor | None
+    ) -> torch.Tensor:
+        """As `AttentionPlan.attend`, in float32: [groups * size, q_heads, v_dim]."""
+        groups, size, share = self._groups, self.size, spec.q_heads // spec.kv_heads
+        keys = kv.keys[layer].index_select(1, self._keys).view(spec.kv_heads, groups, -1, spec.k_dim).float()
+        values = kv.values[layer].index_select(1, self._keys).view(spec.kv_heads, groups, -1, spec.v_dim).float()
+        # [kv_heads, share, groups, size, dim] -> [kv_heads, groups, share * size, dim]
+        packed = query.float().index_select(1, self._take).view(spec.kv_heads, share, groups, size, spec.k_dim)
+        packed = packed.transpose(1, 2).reshape(spec.kv_heads, groups, share * size, spec.k_dim)
+        scores = _finish(packed @ keys.transpose(-1, -2), spec)
+        scores = scores.view(spec.kv_heads, groups, share, size, -1) + self.mask(spec.window)
+        if sinks is not None:
+            column = sinks.float().view(spec.kv_heads, 1, share, 1, 1).expand(*scores.shape[:-1], 1)
+            scores = torch.cat((scores, column), -1)
+        weights = scores.softmax(-1)[..., : keys.shape[2]].reshape(spec.kv_heads, groups, share * size, -1)
+        out = (weights @ values).view(spec.kv_heads, groups, share, size, spec.v_dim)
+        return out.permute(1, 3, 0, 2, 4).reshape(groups * size, spec.q_heads, spec.v_dim)
+
+
+@dataclass(frozen=True, slots=True)
+class _GroupedPlan:
+    parts: list[_Part]
+    place: torch.Tensor  # [rows] place of each row in what the parts give, one after the other
+
+    def attend(
+        self, query: torch.Tensor, kv: KvPool, layer: int, spec: LayerSpec, sinks: torch.Tensor | None
+    ) -> torch.Tensor:
+        out = torch.cat([part.attend(query, kv, layer, spec, sinks) for part in self.parts])
+        return out.index_select(0, self.place).to(query.dtype)
+
+
+def _alike(groups: Sequence[_Group], worth: int) -> list[list[_Group]]:
+    """Groups in parts of alike size, as far as each more spares so many keys, times rows that look at them."""
+    parts: list[list[_Group]] = []
+    single = [group for group in groups if group.rows == 1]
+    several = [group for group in groups if group.rows > 1]
+    apart = several and (GROUP_ROWS - 1) * sum(group.keys for group in single) >= worth
+    for kind in (single, several) if apart else (groups,):
+        left = sorted(kind, key=lambda group: -group.keys)
+        while left:
+            longest = left[0].keys
+            cut = next((n for n, group in enumerate(left) if 2 * group.keys <= longest), len(left))
+            spared = sum(longest - group.keys for group in left[cut:])
+            if spared * left[0].rows < worth:
+                cut = len(left)
+            parts.append(left[:cut])
+            left = left[cut:]
+    return parts
+
+
+class GroupedAttention:
+    """Rows in groups that share a gather of their session's keys; see the module.
+
+    Args:
+        worth_a_part: Keys, times rows that look at them, that computing groups apart must spare to be worth its calls.
+    """
+
+    def __init__(self, worth_a_part: int = _WORTH_A_PART) -> None:
+        self._worth_a_part = worth_a_part
+
+    def plan(self, segments: Sequence[Segment], rows: int) -> AttentionPlan:
+        """Plan for segments that cover the first rows of a batch of `rows` rows."""
+        groups, first = list[_Group](), 0
+        for segment in segments:
+            count = len(segment.parents)
+            groups += [_Group(segment, start, first + start) for start in range(0, count, GROUP_ROWS)]
+            first += count
+        parts, places, before = list[_Part](), np.zeros(rows, np.int64), 0
+        for alike in _alike(groups, self._worth_a_part):
+            part = _Part(alike)
+            for g, group in enumerate(alike):
+                places[group.row : group.row + group.rows] = before + g * part.size + np.arange(group.rows)
+            before += len(alike) * part.size
+            parts.append(part)
+        return _GroupedPlan(parts, torch.from_numpy(places))
 
 
 @dataclass

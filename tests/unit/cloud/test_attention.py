@@ -120,7 +120,9 @@ def run(
 
 BATCHES = st.lists(shapes(), min_size=1, max_size=4)
 SEEDS = st.integers(0, 2**32)
-KERNELS = pytest.mark.parametrize("kernel", [GroupedAttention(), ExactAttention()], ids=["grouped", "exact"])
+KERNELS = pytest.mark.parametrize(
+    "kernel", [GroupedAttention(), GroupedAttention(0), ExactAttention()], ids=["grouped", "in parts", "exact"]
+)
 
 
 @KERNELS
