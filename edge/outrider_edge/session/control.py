@@ -1,9 +1,9 @@
 """Draft parameters that follow the link: what a device does while a round trip and a step pass is free, no more is.
 
 The thresholds of the policy are the floors of `worth`, from what is measured all the time: the round trip by pings that
-the cloud's event loop answers (twice a second and more), the rate of the way up by the ping that goes right behind the
-opening of a stream, the step and the pace by commits that follow each other, the pass by what the drafter took. The
-queue of a narrow link shows in the pings, the queue of the cloud in the time of its steps and in its hint.
+the cloud's event loop answers (twice a second and more), the rate of the way up by what they waited behind (`uplink`),
+the step and the pace by commits that follow each other, the pass by what the drafter took. The queue of the cloud shows
+in the time of its steps and in its hint. What this device sent does not count as distance; the time of a message does.
 
 A cloud that is too far away to wait for drafts is never waited for either: there is one burst without an end, and what
 is worth it leaves in time for each step (`departure`). A cloud next door, and one that holds, may wait for a burst: it
@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 
 from outrider_edge.session.departure import AWAITED_SHARE
 from outrider_edge.session.estimates import Estimates
-from outrider_edge.session.worth import floors
+from outrider_edge.session.worth import floors, message_s, per_message
 
 if TYPE_CHECKING:
     from outrider_edge.session.policy import DraftPolicy
 
 # New figures against old ones: two pings, or a few passes, move an estimate most of the way.
 _RTT_WEIGHT, _PASS_WEIGHT = 0.8, 0.2
-# Part of a round trip that nodes wait for company, and the most.
+# Part of a round trip that nodes wait for company, or as long as a usual message takes on the way up; and the most.
 _COALESCE_SHARE, _COALESCE_MOST_S = 0.2, 0.012
 # A burst for a cloud that may wait: no more passes than fit into a round trip and a step, within these bounds, lest its
 # first nodes wait for the last ones. Without one: the floors alone end it.
@@ -49,23 +49,18 @@ class Control:
         self._base, self._held = policy, held
         self.known = known or Estimates()
         self._passes = 0
-        self._behind: tuple[float, int] | None = None
         self._commit_at: float | None = None
 
     def note_open(self, at: float, known: Estimates) -> None:
         """A stream to a cloud of which that is known was opened then (loop clock, seconds)."""
-        self.known, self._behind, self._commit_at = known, None, at
+        self.known, self._commit_at = known, at
 
-    def note_ping(self, rtt_s: float, behind: int = 0) -> None:
-        """A ping came back after that long; it went right behind a message of `behind` bytes, 0 if alone."""
+    def note_ping(self, taken_s: float, sent_at: float = 0.0, *, opening: bool = False) -> None:
+        """A ping that was sent then (loop clock, seconds), right behind an opening or not, took that long."""
         known = self.known
-        if behind:
-            # What the next one, alone, takes less is the time of these bytes.
-            self._behind = rtt_s, behind
+        rtt_s = known.uplink.note_ping(taken_s, sent_at, opening=opening)
+        if rtt_s is None:
             return
-        if self._behind is not None:
-            known.note_bytes(self._behind[1], self._behind[0] - rtt_s)
-            self._behind = None
         if known.rtt_s is None:
             known.rtt_s = rtt_s
             return
@@ -95,9 +90,11 @@ class Control:
         if not base.adaptive or known.rtt_s is None or known.pass_s is None:
             return base
         least = floors(known, place, held=self._held)
-        free_s = known.rtt_s + (0.0 if self._held else known.step_s or 0.0)
+        sent_s = message_s(known)
+        away_s = known.rtt_s + sent_s
+        free_s = away_s + (0.0 if self._held else known.step_s or 0.0)
         passes = round(min(_DEEPER * base.depth, max(base.depth, free_s / max(known.pass_s, 1e-6))))
-        far = not self._held and known.step_s is not None and known.rtt_s >= AWAITED_SHARE * known.step_s
+        far = not self._held and known.step_s is not None and away_s >= AWAITED_SHARE * known.step_s
         return replace(
             base,
             depth=_ENDLESS if far else passes,
@@ -105,5 +102,6 @@ class Control:
             ahead_survival=least.spare,
             sibling_survival=least.node,
             bursts_ahead=0 if far else base.bursts_ahead,
-            coalesce_s=max(base.coalesce_s, min(_COALESCE_MOST_S, _COALESCE_SHARE * known.rtt_s)),
+            per_message=per_message(known, base.per_message),
+            coalesce_s=max(base.coalesce_s, min(_COALESCE_MOST_S, max(_COALESCE_SHARE * known.rtt_s, sent_s))),
         )

@@ -6,7 +6,9 @@ round trip before its commit came. With a commit at `c`, steps of `T` and a roun
 `c + k T - R` is there when the k-th step from then on begins. The first step begins when `Open` arrives.
 
 Rules:
-    * Nodes wait only while the cloud is busy for sure: its steps are known, and it is too far away to wait for drafts.
+    * Nothing leaves while the way up is busy with what was sent before: it would wait there, and might die meanwhile.
+    * Else nodes wait only while the cloud is busy for sure: its steps are known, and it is too far away to wait for
+      drafts.
     * A step is taken to be as short as the short ones of late: to leave early costs bytes, to leave late costs a step.
 """
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 # Towards a shorter step at once, towards a longer one slowly.
 _SHORTER, _LONGER = 0.6, 0.1
+# What leaves so long before the way up is free does not let it be idle.
+_LEAD_S = 0.002
 # For timers, the network stacks, and what the estimate of a step is off by.
 _MARGIN_S, _MARGIN_SHARE = 0.001, 0.04
 # Part of a step within which the cloud waits for drafts itself (its scheduler's rule for drafts that are nearly there).
@@ -50,12 +54,20 @@ class Departures:
         # What left a round trip ago arrived as the step began whose commit is on its way.
         self._begins = at - (self._known.rtt_s or 0.0)
 
-    def leave_at(self, ready_at: float) -> float | None:
+    def leave_at(self, ready_at: float, now: float = 0.0) -> float | None:
         """When nodes that were ready then should leave; None if the cloud may be waiting for them, or for all we know.
 
         Args:
             ready_at: Loop clock, seconds.
+            now: The same clock.
         """
+        in_time, free_at = self._in_time(ready_at), self._known.uplink.free_at - _LEAD_S
+        if free_at <= now:
+            return in_time
+        return free_at if in_time is None else max(in_time, free_at)
+
+    def _in_time(self, ready_at: float) -> float | None:
+        """The same for a way up that is free."""
         known, begins = self._known, self._begins
         if begins is None or known.step_s is None or known.rtt_s is None:
             return None

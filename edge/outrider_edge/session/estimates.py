@@ -6,12 +6,13 @@ A session that begins knows how far the cloud is and how long its steps take bef
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from outrider_edge.session.uplink import Uplink
 
 _MOST_PEERS = 16
 # Of the pace: what is left of old evidence at each commit.
 _KEPT = 0.9
-_BYTE_WEIGHT = 0.5
 
 
 @dataclass(slots=True)
@@ -19,18 +20,18 @@ class Estimates:
     """Of one cloud.
 
     Attributes:
-        rtt_s: Smoothed round trip of pings; None before the first.
+        rtt_s: Smoothed round trip of pings, without what they waited behind; None before the first.
         jitter_s: Smoothed distance of round trips from it.
         step_s: Time of a step of the cloud, as short as the short ones; None before two commits followed each other.
         pass_s: Smoothed time of a draft pass; None before the second.
-        byte_s: Smoothed time of a byte on the way up; 0 before it is known.
+        uplink: The way up: the time of a byte, and what is under way.
     """
 
     rtt_s: float | None = None
     jitter_s: float = 0.0
     step_s: float | None = None
     pass_s: float | None = None
-    byte_s: float = 0.0
+    uplink: Uplink = field(default_factory=Uplink)
     _tokens: float = 0.0
     _taken_s: float = 0.0
 
@@ -43,11 +44,6 @@ class Estimates:
         """So many tokens came, that long after those before them."""
         self._tokens = _KEPT * self._tokens + count
         self._taken_s = _KEPT * self._taken_s + taken_s
-
-    def note_bytes(self, count: int, held_s: float) -> None:
-        """That much longer than alone a ping took behind so many bytes."""
-        byte_s = max(0.0, held_s) / count
-        self.byte_s = byte_s if not self.byte_s else self.byte_s + _BYTE_WEIGHT * (byte_s - self.byte_s)
 
 
 class Measured:

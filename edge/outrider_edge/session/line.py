@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from outrider_edge.link.link import Connector, Link
     from outrider_edge.link.padded_link import PaddedStreams
     from outrider_edge.session.events import Totals
+    from outrider_edge.session.uplink import Uplink
 
 # How long an orderly end may take.
 _PART_S = 0.5
@@ -81,8 +82,10 @@ class Line:
     Attributes:
         inbox: What happened, oldest first, each with its time (loop clock, seconds).
         heard_at: When the cloud was last heard of (any message but an error); the start at first.
-        pings: Round trips of pings, seconds, oldest first, each with the bytes of the opening that it went right behind
-            (0: alone); the conductor takes them.
+        pings: Round trips of pings, seconds, oldest first, each with when it was sent (loop clock) and whether it went
+            right behind an opening; the conductor takes them.
+        uplink: Where the conductor wants the books kept of what is sent; None keeps none. What pads is not told by
+            messages.
     """
 
     def __init__(
@@ -98,7 +101,8 @@ class Line:
         self.inbox: deque[tuple[float, Item]] = deque()
         self.heard_at = 0.0
         self._totals = totals
-        self.pings: deque[tuple[float, int]] = deque(maxlen=8)
+        self.pings: deque[tuple[float, float, bool]] = deque(maxlen=8)
+        self.uplink: Uplink | None = None
         self._arrived = asyncio.Event()
         self._outbox: asyncio.Queue[pb.DecodeRequest | None] = asyncio.Queue()
         self._asked = asyncio.Event()
@@ -106,8 +110,9 @@ class Line:
         self._receiver: asyncio.Task[None] | None = None
         self._sender: asyncio.Task[None]
         self._progress = self._complete = self._closing = False
-        self._pinged_at: dict[int, tuple[float, int]] = {}
-        self._pings = self._opening_bytes = 0
+        self._pinged_at: dict[int, tuple[float, bool]] = {}
+        self._pings = 0
+        self._opening = False
 
     @property
     def failure(self) -> BaseException | None:
@@ -130,10 +135,13 @@ class Line:
     def send(self, message: pb.DecodeRequest) -> None:
         """Queue a message for the stream at hand; without one it is lost, as on a wire."""
         if self._padded is None:
-            self._totals.uplink_bytes += message.ByteSize() + FRAME_BYTES
+            size = message.ByteSize() + FRAME_BYTES
+            self._totals.uplink_bytes += size
+            if self.uplink is not None:
+                self.uplink.note_sent(asyncio.get_running_loop().time(), size)
         self._outbox.put_nowait(message)
         if message.HasField("open"):
-            self._opening_bytes = message.ByteSize() + FRAME_BYTES
+            self._opening = self._padded is None
             self._asked.set()
 
     async def wait(self, timeout_s: float | None = None) -> None:
@@ -229,8 +237,8 @@ class Line:
             if kind == "pong":
                 sent = self._pinged_at.pop(message.pong.number, None)
                 if sent is not None:
-                    self.pings.append((clock() - sent[0], sent[1]))
-                    if sent[1]:  # the next one is alone: what it takes less is the opening's time on the link
+                    self.pings.append((clock() - sent[0], *sent))
+                    if sent[1]:  # the next one does not go behind the opening: the two tell the link's rate
                         self._ping(clock())
                 self._arrived.set()
             else:
@@ -266,9 +274,9 @@ class Line:
     def _ping(self, now: float) -> None:
         self._pings += 1
         self._pinged_at = {number: at for number, at in self._pinged_at.items() if now - at[0] < self._liveness.dead_s}
-        self._pinged_at[self._pings] = now, self._opening_bytes
-        self._opening_bytes = 0
         self.send(pb.DecodeRequest(ping=pb.Ping(number=self._pings)))
+        self._pinged_at[self._pings] = asyncio.get_running_loop().time(), self._opening
+        self._opening = False
 
     def _put(self, item: Item) -> None:
         self.inbox.append((asyncio.get_running_loop().time(), item))

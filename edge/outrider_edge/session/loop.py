@@ -158,7 +158,8 @@ class SessionLoop:
     def _steer(self) -> None:
         """Draft as far as the link, as it is now, makes worthwhile."""
         while self._line.pings:
-            self._control.note_ping(*self._line.pings.popleft())
+            taken_s, sent_at, opening = self._line.pings.popleft()
+            self._control.note_ping(taken_s, sent_at, opening=opening)
         state = self._state
         state.policy = self._control.policy(crowding(state.tree.pending, state.max_nodes, state.most_nodes))
 
@@ -198,6 +199,7 @@ class SessionLoop:
             self._peer = item.peer
             self._control.note_open(self._now(), self._measured.of(item.peer))
             self._departures = Departures(self._control.known)
+            self._line.uplink = self._control.known.uplink
             self._prefix = self._logs.best(item.peer, self._state.request.prompt)
             self._send_open()
             return []
@@ -308,11 +310,12 @@ class SessionLoop:
         return self._now() - self._unsent_since
 
     def _leave_in_s(self) -> float | None:
-        """Seconds until unsent nodes should leave; None if the cloud's steps do not tell."""
+        """Seconds until unsent nodes should leave; None if neither the way up nor the cloud's steps tell."""
         if not self._state.policy.timed or self._state.request.pace is Pace.HOLD:
             return None
-        leave_at = self._departures.leave_at(self._unsent_since)
-        return None if leave_at is None else leave_at - self._now()
+        now = self._now()
+        leave_at = self._departures.leave_at(self._unsent_since, now)
+        return None if leave_at is None else leave_at - now
 
     def _finished(self) -> Finished:
         state = self._state

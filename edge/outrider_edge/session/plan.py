@@ -2,8 +2,9 @@
 
 Order:
     1. a finished session does nothing more;
-    2. nodes are sent, where there is a stream, when a message is full; else in time for the cloud's next step where
-       that is known, and where it is not when their burst is done or they waited long enough for company;
+    2. nodes are sent, where there is a stream, when a message is full; else when the way up is free, in time for the
+       cloud's next step where that is known, and where it is not when their burst is done or they waited long enough
+       for company;
     3. a burst that ended without a node to carry the news is ended by an empty message, lest the cloud wait;
     4. otherwise draft, up to the bounds: never wait for the network while there is something worth drafting;
     5. otherwise send what is left, or wait for the cloud.
@@ -38,7 +39,8 @@ def plan(
         state: What the session knows.
         drafting: Whether a drafter is at hand.
         unsent_s: How long the oldest unsent node has waited.
-        leave_in_s: Seconds until it should leave to be there for the cloud's next step; None if that is not known.
+        leave_in_s: Seconds until it should leave, to find the way up free and be there for the cloud's next step; None
+            if neither tells.
         connected: Whether there is a stream.
     """
     if state.finish is not None:

@@ -23,7 +23,9 @@ class DraftPolicy:
         ahead_survival: Drafting beyond a burst ends when no open leaf has this reach.
         bursts_ahead: Bursts drafted beyond the one in flight, while the network and the cloud are busy.
         coalesce_s: Nodes wait at most this long for the rest of their burst.
-        timed: Nodes leave just in time for the cloud's next step, where its steps can be foreseen (`departure`).
+        per_message: Most nodes of a message.
+        timed: Nodes leave when the way up is free, and just in time for the cloud's next step where its steps can be
+            foreseen (`departure`).
         adaptive: All but width and timing follow link, drafter and cloud from there (`control`, `worth`); False keeps
             them.
     """
@@ -35,12 +37,14 @@ class DraftPolicy:
     ahead_survival: float = 0.02
     bursts_ahead: int = 2
     coalesce_s: float = 0.004
+    per_message: int = 64
     timed: bool = True
     adaptive: bool = True
 
     def __post_init__(self) -> None:
-        if self.depth < 1 or self.width < 1 or self.bursts_ahead < 0:
+        if self.depth < 1 or self.width < 1 or self.bursts_ahead < 0 or self.per_message < 1:
             raise ConfigError(
-                f"draft depth {self.depth}, width {self.width}, bursts ahead {self.bursts_ahead}",
-                hint="depth and width must be at least 1, bursts ahead not negative",
+                f"draft depth {self.depth}, width {self.width}, bursts ahead {self.bursts_ahead}, "
+                f"{self.per_message} nodes per message",
+                hint="depth, width and nodes per message must be at least 1, bursts ahead not negative",
             )

@@ -164,7 +164,7 @@ class SessionState:
 
     def unsent(self) -> list[Node]:
         """Nodes that the cloud does not have, as many as one message takes."""
-        count = min(len(self.tree) - self.sent, self.max_per_message)
+        count = min(len(self.tree) - self.sent, self.max_per_message, self.policy.per_message)
         return [self.tree.node(self.sent + i) for i in range(count)]
 
     def more_after(self, nodes: Sequence[Node]) -> bool:

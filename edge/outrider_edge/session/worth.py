@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from outrider_edge.session.estimates import Estimates
 
 NODE_BYTES = 2.0
+# Of a message besides its nodes.
+MESSAGE_BYTES = 24.0
 # Tokens that a byte up has to bring, on however wide a link: data plans and radios have their price.
 BYTE_PRICE = 0.04
 # Part of a burst's time that a cloud which does not hold for drafts loses by them: its steps go on meanwhile.
@@ -28,6 +30,10 @@ _AWAITED_SHARE = 0.5
 _REST_SHARE = 0.5
 _TOKENS_PER_S = 50.0  # before it is known
 MOST = 0.5
+# Nodes of a usual message, and the least that it is cut to: fewer would be less than the bytes that come before them.
+_USUAL_NODES, _LEAST_NODES = 8, 16
+# Part of a step's time that a longer message may take on the way up.
+_ON_THE_WAY = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,23 @@ class Floors:
     node: float
     spare: float
     awaited: float
+
+
+def message_s(known: Estimates) -> float:
+    """How long a usual message occupies the way up."""
+    return (MESSAGE_BYTES + _USUAL_NODES * NODE_BYTES) * known.uplink.byte_s
+
+
+def per_message(known: Estimates, most: int) -> int:
+    """Nodes that a message may have, at most `most`.
+
+    All of a message arrives with its last byte, and what comes of a verdict meanwhile has to wait behind it.
+    """
+    byte_s = known.uplink.byte_s
+    if not byte_s or known.step_s is None:
+        return most
+    fits = (_ON_THE_WAY * known.step_s / byte_s - MESSAGE_BYTES) / NODE_BYTES
+    return min(most, max(_LEAST_NODES, round(fits)))
 
 
 def crowding(pending: int, max_nodes: int, unloaded: int) -> float:
@@ -67,7 +90,7 @@ def floors(known: Estimates, place: float, *, held: bool) -> Floors:
     """
     pace = known.tokens_per_s or _TOKENS_PER_S
     pass_s = known.pass_s or 0.0
-    node = NODE_BYTES * (BYTE_PRICE + pace * known.byte_s) + place
+    node = NODE_BYTES * (BYTE_PRICE + pace * known.uplink.byte_s) + place
     cut_short = 1.0 if known.step_s is None else min(1.0, pass_s / known.step_s)
     spare = pace * pass_s * cut_short * _REST_SHARE
     awaited = pace * pass_s * (1.0 if held else _AWAITED_SHARE)
