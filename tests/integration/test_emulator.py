@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -16,6 +18,7 @@ from outrider_cloud.engine.config import EngineConfig
 from outrider_cloud.generate import generate
 from outrider_edge.link.grpc_link import GrpcConnector
 from outrider_edge.session.events import GenerateRequest, Pace
+from outrider_shared.addresses import split_address
 from outrider_shared.emulator import Fault, FaultKind, FaultSchedule, LinkPlan, LinkProfile, LinkProxy, precise_loop
 from outrider_shared.emulator.control import LinkProcess, apply, request_of
 from outrider_shared.errors import ConfigError
@@ -219,15 +222,18 @@ def test_link_in_a_process_of_its_own_obeys_and_counts():
 
 
 def test_ctrl_c_ends_a_process_that_obeys_without_a_word():
-    """It reaches the whole terminal: the caller's process and this one."""
+    """It reaches the whole terminal, the caller's process and this one, while connections are open."""
     command = [sys.executable, "-m", "outrider_shared.emulator.cli", "--control", "--listen", "127.0.0.1:0"]
     pipe = subprocess.PIPE
-    with subprocess.Popen(
-        [*command, "--to", "127.0.0.1:1"], stdin=pipe, stdout=pipe, stderr=pipe, env=ENVIRONMENT, start_new_session=True
-    ) as process:
-        assert b"address" in process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        to = f"127.0.0.1:{server.getsockname()[1]}"
+        with subprocess.Popen(
+            [*command, "--to", to], stdin=pipe, stdout=pipe, stderr=pipe, env=ENVIRONMENT, start_new_session=True
+        ) as process:
+            address = json.loads(process.stdout.readline())["address"]
+            with socket.create_connection(split_address(address)), server.accept()[0]:
+                process.send_signal(signal.SIGINT)
+                _, told = process.communicate(timeout=60)
     assert (process.returncode, told) == (0, b"")
 
 
