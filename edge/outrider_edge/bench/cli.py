@@ -19,7 +19,7 @@ from outrider_edge.bench.load import Crowd
 from outrider_edge.bench.plots import draw, matplotlib_pyplot
 from outrider_edge.bench.processes import make_identity, measured
 from outrider_edge.bench.saved import Saved
-from outrider_edge.bench.setting import bench_command, bench_requests, machine
+from outrider_edge.bench.setting import bench_command, bench_requests, machine, wide_console
 from outrider_edge.bench.summary import BASELINES
 from outrider_edge.bench.verdicts import verdict_table, verdicts
 from outrider_edge.compare import BUNDLED
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 _QUICK = {"rtt": "0,25,50,100,200", "step_ms": "real,25", "count": 4, "tune": 2, "lengths": 2}
 _MEDIUM = {"rtt": "0,10,25,50,100,200", "step_ms": "real,10,25,50", "count": 6, "tune": 2, "lengths": 2}
-# Of tables that are written to a file.
-_WIDTH = 160
 _NOTES = [
     "paced engines are labelled so: they sleep until a step took its time, to stand in for a larger model",
     "tokens/s counts from the call to the last token; prompts are in the cloud's prefix cache, connections are up",
@@ -143,8 +141,7 @@ def link(out: Path | None, plots: Path | None, resume: Path | None, *, as_json: 
     if as_json:
         click.echo(json.dumps(result))
     else:
-        wide = Console()
-        wide = wide if wide.is_terminal else Console(width=_WIDTH)
+        wide = wide_console()
         for engine in engines:
             wide.print(_table(engine))
             for load in engine.get("high_load", []):

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from outrider_edge.bench.measure import Stopwatch
 from outrider_edge.bench.processes import Identity, Served, cloud_flags, make_identity, measured, serving
-from outrider_edge.bench.setting import bench_command, bench_requests, machine
+from outrider_edge.bench.setting import bench_command, bench_requests, machine, wide_console
 from outrider_edge.compare import BUNDLED
 from outrider_edge.device import Device
 from outrider_shared.cli import TypedErrors
@@ -101,7 +100,7 @@ def padding(out: Path | None, *, as_json: bool, **flags: Any) -> None:
     if as_json:
         click.echo(json.dumps(result))
     else:
-        Console().print(_table(figures))
+        wide_console().print(_table(figures))
 
 
 async def _measure(

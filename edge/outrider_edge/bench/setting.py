@@ -1,4 +1,4 @@
-"""What measurements of the link have in common: which requests, on which machine, by which command."""
+"""What measurements of the link have in common: which requests, on which machine, by which command, how wide."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from tokenizers import Tokenizer
 
 from outrider_edge.compare import BUNDLED, read_requests
@@ -22,6 +23,8 @@ from outrider_shared.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+_WIDTH = 160
 
 
 def bench_requests(flags: Mapping[str, Any]) -> list[GenerateRequest]:
@@ -46,6 +49,12 @@ def bench_command(name: str) -> str:
     """How this measurement was asked for."""
     arguments = sys.argv[1:]
     return shlex.join(["outrider", "bench", name, *arguments[2 if arguments[:2] == ["bench", name] else 0 :]])
+
+
+def wide_console() -> Console:
+    """Where tables go: as wide as the terminal; in a file no column is cut."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDTH)
 
 
 def machine() -> dict[str, Any]:
