@@ -79,12 +79,13 @@ def _table(cases: list[dict[str, Any]]) -> Table:
 def _on_device(warmup: int, repeats: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """The flags that kernels, step and peers have in common."""
     options = (
-        click.option("--model", default=None, help="Shape of the random weights: llama-3.1-8b, qwen3-8b, tiny-llama or tiny-qwen3. Default: llama-3.1-8b on a card, tiny-llama on a CPU."),
+        click.option("--model", default=None, help="Shape of the random weights: llama-3.1-8b, qwen3-8b, small-llama, tiny-llama or tiny-qwen3. Default: llama-3.1-8b on a card, tiny-llama on a CPU."),
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
         click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), default="bfloat16", show_default=True, help="Of weights, keys and values."),
         click.option("--warmup", type=click.IntRange(1), default=warmup, show_default=True, help="Runs before those that count."),
         click.option("--repeats", type=click.IntRange(1), default=repeats, show_default=True, help="Runs that count; median, least and most are told."),
-        click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON object here, too."),
+        click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON object here, too; after each measurement."),
+        click.option("--limit-s", type=click.FloatRange(0), default=0.0, help="Seconds after which no measurement is begun; 0: all are."),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
     )  # fmt: skip
 
@@ -98,25 +99,36 @@ def _on_device(warmup: int, repeats: int) -> Callable[[Callable[..., None]], Cal
 
 @bench.command()
 @_on_device(warmup=3, repeats=20)
-def kernels(*, out: Path | None, as_json: bool, warmup: int, repeats: int, **place: Any) -> None:
+def kernels(*, out: Path | None, as_json: bool, limit_s: float, warmup: int, repeats: int, **place: Any) -> None:
     """Every GPU kernel beside its torch reference: errors, times, bytes per second. On a CPU: errors alone."""
     from outrider_cloud.bench.kernels import kernel_jobs, ratios  # noqa: PLC0415 - torch is slow to import
 
     shape, device, dtype = _place(**place)
     jobs = kernel_jobs(shape, device, dtype, warmup, repeats)
     note = None if device.type == "cuda" else "on a CPU the kernels run through the host build: results, no times"
-    _measure("kernels", jobs, device, {"model": shape, "dtype": str(dtype), "note": note}, ratios, out, as_json)
+    _measure(
+        "kernels", jobs, device, {"model": shape, "dtype": str(dtype), "note": note}, ratios, out, as_json, limit_s
+    )
 
 
 @bench.command()
 @_on_device(warmup=5, repeats=30)
-def step(*, out: Path | None, as_json: bool, warmup: int, repeats: int, **place: Any) -> None:
-    """Whole steps by rows and context: beside a copy of what they read, and what our code adds to the forward."""
+@click.option(
+    "--compiled",
+    type=click.Choice(["with", "without", "alone"]),
+    default="with",
+    show_default=True,
+    help="Some steps beside torch.compile, at the end; alone: only those.",
+)
+def step(
+    *, out: Path | None, as_json: bool, limit_s: float, warmup: int, repeats: int, compiled: Any, **place: Any
+) -> None:
+    """Whole steps by rows and context: beside a copy of what they read, torch.compile, and what our code adds."""
     from outrider_cloud.bench.step import StepBench  # noqa: PLC0415 - as above
 
     shape, device, dtype = _place(**place)
-    jobs = StepBench(shape, device, dtype, warmup, repeats).jobs()
-    _measure("step", jobs, device, {"model": shape, "dtype": str(dtype)}, None, out, as_json)
+    jobs = StepBench(shape, device, dtype, warmup, repeats, compiled).jobs()
+    _measure("step", jobs, device, {"model": shape, "dtype": str(dtype)}, None, out, as_json, limit_s)
 
 
 @bench.command()
@@ -135,14 +147,22 @@ def step(*, out: Path | None, as_json: bool, warmup: int, repeats: int, **place:
     help="Share of drafted tokens that are right, where those before are.",
 )
 def peers(
-    *, out: Path | None, as_json: bool, sessions: str, model: str | None, device: str, dtype: str, **setting: Any
+    *,
+    out: Path | None,
+    as_json: bool,
+    limit_s: float,
+    sessions: str,
+    model: str | None,
+    device: str,
+    dtype: str,
+    **setting: Any,
 ) -> None:
     """Tokens per second beside every way in which transformers generates, plain and at equal acceptance."""
     from outrider_cloud.bench.peers import PeerBench, Setting, ratios  # noqa: PLC0415 - as above
 
     shape, on, kind = _place(model, device, dtype)
     jobs = PeerBench(shape, on, kind, _numbers(sessions), Setting(**setting)).jobs()
-    _measure("peers", jobs, on, {"model": shape, "dtype": str(kind), "setting": setting}, ratios, out, as_json)
+    _measure("peers", jobs, on, {"model": shape, "dtype": str(kind), "setting": setting}, ratios, out, as_json, limit_s)
 
 
 def _place(model: str | None, device: str, dtype: str) -> tuple[str, torch.device, torch.dtype]:
@@ -180,15 +200,21 @@ def _measure(
     summary: Any,
     out: Path | None,
     as_json: bool,
+    limit_s: float,
 ) -> None:
     """Run the jobs, tell the results, and end with an error if one of them failed."""
     from outrider_cloud.bench.jobs import report, run_jobs, write_json  # noqa: PLC0415
     from outrider_cloud.bench.tables import table_of  # noqa: PLC0415
 
-    results = run_jobs(jobs)
-    told = report(name, device, {**fields, "summary": summary(results) if summary else None}, results)
-    if out is not None:
-        write_json(out, told)
+    def told_of(results: list[dict[str, Any]]) -> dict[str, Any]:
+        return report(name, device, {**fields, "summary": summary(results) if summary else None}, results)
+
+    def keep(results: list[dict[str, Any]]) -> None:
+        if out is not None:
+            write_json(out, told_of(results))
+
+    results = run_jobs(jobs, limit_s, keep)
+    told = told_of(results)
     if as_json:
         click.echo(json.dumps(told))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,15 +32,28 @@ class Job:
     run: Callable[[], dict[str, Any]]
 
 
-def run_jobs(jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """The results in order; of a job that failed the reason, under `failed`. Progress goes to standard error."""
+def run_jobs(
+    jobs: Sequence[Job], limit_s: float = 0.0, keep: Callable[[list[dict[str, Any]]], None] | None = None
+) -> list[dict[str, Any]]:
+    """The results in order; of a job that failed the reason, under `failed`. Progress goes to standard error.
+
+    Args:
+        jobs: Run one after the other.
+        limit_s: Seconds; what has not begun then is left out, which is told under `left_out`. 0 is no limit.
+        keep: Told all results so far after each job, so that they are not lost if one of the next is killed.
+    """
+    started = time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    results = []
+    results: list[dict[str, Any]] = []
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=len(jobs))
         for job in jobs:
             progress.update(task, description=job.name)
-            results.append({"name": job.name, **_result(job)})
+            late = limit_s and time.monotonic() - started > limit_s
+            told = {"left_out": f"not begun within {limit_s:.0f} s"} if late else _result(job)
+            results.append({"name": job.name, **told})
+            if keep is not None:
+                keep(results)
             progress.advance(task)
     return results
 

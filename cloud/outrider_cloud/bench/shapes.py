@@ -27,7 +27,11 @@ _LLAMA_31: dict[str, Any] = {
     "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }  # fmt: skip
-# As published in the models' config.json; the tiny ones run on a CPU in seconds.
+_SMALL: dict[str, Any] = {
+    **_TINY, "vocab_size": 8192, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8,
+    "num_attention_heads": 8, "num_key_value_heads": 4,
+}  # fmt: skip
+# As published in the models' config.json; the tiny ones run on a CPU in seconds, the small one has real work for it.
 _CONFIGS: dict[str, Any] = {
     "llama-3.1-8b": lambda: LlamaConfig(
         vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
@@ -39,6 +43,7 @@ _CONFIGS: dict[str, Any] = {
         num_key_value_heads=8, head_dim=128, max_position_embeddings=40960, rms_norm_eps=1e-6,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6}, **_NO_TOKENS,
     ),
+    "small-llama": lambda: LlamaConfig(**_SMALL),
     "tiny-llama": lambda: LlamaConfig(**_TINY),
     "tiny-qwen3": lambda: Qwen3Config(**_TINY),
 }  # fmt: skip

@@ -15,8 +15,8 @@ def table_of(told: dict[str, Any]) -> Table:
 def _kernels(told: dict[str, Any]) -> Table:
     table = Table("kernel", "largest error", "ours us", "GB/s", "of copy", "peers, us", title=told["note"])
     for r in told["results"]:
-        if "failed" in r or "kernel" not in r:
-            table.add_row(r["name"], r.get("failed", ""), "", _number(r.get("gb_per_s"), 0))
+        if "kernel" not in r:
+            table.add_row(r["name"], _why(r), "", _number(r.get("gb_per_s"), 0))
             continue
         ours = r["ours"] or {}
         peers = "; ".join(f"{name}: {_peer(peer)}" for name, peer in r["peers"].items())
@@ -40,7 +40,11 @@ def _steps(told: dict[str, Any]) -> Table:
         "x natural",
     )
     for r in told["results"]:
-        if "cases" not in r:
+        if "compiled" in r:
+            by = r["compiled"]
+            what = f"{_number(r['of_ours'], 2)} x ours" if "median_us" in by else by["missing"]
+            table.add_row(r["name"], "", _number(by.get("median_us"), 0), what)
+        elif "cases" not in r:
             table.add_row(r["name"], *(f"{k} {v}" for k, v in r.items() if k != "name"))
         for case in r.get("cases", ()):
             table.add_row(
@@ -59,7 +63,7 @@ def _peers(told: dict[str, Any]) -> Table:
     )
     for r in told["results"]:
         if "tokens_per_s" not in r:
-            table.add_row(r["name"], "", "", r.get("missing", r.get("failed", "")))
+            table.add_row(r["name"], "", "", r.get("missing", _why(r)))
             continue
         ratio = over.get((r["peer"], r["mode"], r["sessions"]))
         rates = [_number(r[f"{which}tokens_per_s"], 0) for which in ("", "low_", "high_")]
@@ -68,6 +72,12 @@ def _peers(told: dict[str, Any]) -> Table:
             _number(r["tokens_per_step_and_session"], 2), _number(ratio, 2),
         )  # fmt: skip
     return table
+
+
+def _why(told: dict[str, Any]) -> str:
+    """Why there is no result."""
+    reason: str = told.get("failed", told.get("left_out", ""))
+    return reason
 
 
 def _peer(told: dict[str, Any]) -> str:

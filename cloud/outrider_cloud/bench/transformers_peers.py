@@ -74,7 +74,7 @@ def _generate(loaded: LoadedModel, prompts: Sequence[Sequence[int]], count: int,
     model: Any = loaded.model
     device = model.device
     given = torch.tensor(prompts, device=device)
-    with _sdpa(model):
+    with sdpa(model):
         out = model.generate(
             given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=count, pad_token_id=0, **how
         )
@@ -122,7 +122,7 @@ def generate_batch(loaded: LoadedModel, prompts: Sequence[Sequence[int]], count:
     wanted = {"num_blocks": pages, "max_batch_tokens": _CB_STEP, "auto_switch_to_flash": False}  # flash is downloaded
     known = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
     config = ContinuousBatchingConfig(**{key: value for key, value in wanted.items() if key in known})
-    with _sdpa(model):
+    with sdpa(model):
         outputs = model.generate_batch(
             inputs=[list(prompt) for prompt in prompts],
             generation_config=GenerationConfig(do_sample=False, max_new_tokens=count, eos_token_id=-1, pad_token_id=0),
@@ -142,7 +142,7 @@ def _number(request_id: str) -> int:
 
 
 @contextlib.contextmanager
-def _sdpa(model: Any) -> Iterator[None]:
+def sdpa(model: Any) -> Iterator[None]:
     """The model's usual attention for a while, in the place of the engine's."""
     before = model.config._attn_implementation  # noqa: SLF001 - transformers has no public getter
     model.set_attn_implementation("sdpa")
