@@ -263,7 +263,8 @@ class _Engine:
         figures = await loaded(contestants, self._grid.requests, crowd, self._grid.advance)
         told = ", ".join(f"{n} {f['cloud_busy_ms_per_token']:.2f}" for n, f in figures.items())
         self._grid.tell(f"{crowd.sessions} devices, rtt {profile.rtt_s * 1e3:g} ms: busy ms per token {told}")
-        return {**asdict(crowd), "link": described(profile), "methods": figures}
+        rows = {"rows": self._grid.row_budget} if self._grid.row_budget else {}
+        return {**asdict(crowd), **rows, "link": described(profile), "methods": figures}
 
     async def _away(self, profile: LinkProfile) -> dict[str, Any]:
         grid, link = self._grid, self._links[0]

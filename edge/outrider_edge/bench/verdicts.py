@@ -44,6 +44,7 @@ class Bar:
         applies: (round-trip time, step time; both ms, 0 is the model's own step) -> whether it is for that cell.
         pair: (methods of a cell) -> those that are compared, ours first; None where nothing is drawn anew.
         drawn: (figures of ours, of the other) -> what the ratio is drawn from, see `doubt.interval`.
+        rows_each: With many devices: rows of a step for each of them that it needs.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Bar:
     applies: Callable[[float, float], bool] = lambda _rtt_ms, _step_ms: True
     pair: Callable[[Figure], tuple[str, str]] | None = None
     drawn: Callable[[Figure, Figure], tuple[Any, Any]] = _of_walls
+    rows_each: int = 0
 
     @property
     def bound(self) -> str:
@@ -126,9 +128,9 @@ LOAD_BARS = (
         "many devices, auto with a draft in the cloud: busy time of co-located without its drafter's", _to_engine_alone,
         most=1.0, pair=lambda _: ("ours-auto+draft", "colocated"), drawn=_of_busy,
     ),
-    Bar(
+    Bar(  # of n rows a device brings at most n tokens: with two, a half is the limit
         "many devices, hold: cloud busy time of plain streaming", _ratio(_BUSY, "ours-hold", "plain"), most=0.5,
-        pair=lambda _: ("ours-hold", "plain"), drawn=_of_busy,
+        pair=lambda _: ("ours-hold", "plain"), drawn=_of_busy, rows_each=4,
     ),
     Bar(
         "many devices, auto: cloud busy time of the better of ahead and hold", _to_better(_BUSY, min), most=1.05,
@@ -168,7 +170,7 @@ def verdicts(engines: Sequence[Figure]) -> list[dict[str, Any]]:
 def _judge(bar: Bar, entries: Sequence[tuple[str, float, Figure]]) -> dict[str, Any] | None:
     found, intervals = dict[str, float](), dict[str, tuple[float, float]]()
     for place, step_ms, cell in entries:
-        if not bar.applies(cell["link"]["rtt_ms"], step_ms):
+        if not bar.applies(cell["link"]["rtt_ms"], step_ms) or not _has_rows(bar, cell):
             continue
         try:
             found[place] = bar.measured(cell["methods"])
@@ -178,6 +180,10 @@ def _judge(bar: Bar, entries: Sequence[tuple[str, float, Figure]]) -> dict[str, 
         if doubt is not None:
             intervals[place] = doubt
     return _verdict(bar, found, intervals) if found else None
+
+
+def _has_rows(bar: Bar, load: Figure) -> bool:
+    return bool(load.get("rows", math.inf) >= bar.rows_each * load.get("sessions", 0))
 
 
 def _verdict(

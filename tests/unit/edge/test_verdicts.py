@@ -113,6 +113,15 @@ def test_a_miss_of_many_devices_is_open_where_rounds_and_devices_drawn_anew_may_
     assert (low < high) == undecided
 
 
+@pytest.mark.parametrize(("rows", "cells"), [({"rows": 16}, 1), ({"rows": 32}, 2), ({}, 2)])
+def test_half_the_cloud_time_is_asked_for_only_where_many_devices_have_four_rows_each(rows, cells):
+    """With two rows each it is the limit; a load that does not tell its rows has the cloud's own, which are many."""
+    methods = {"ours-hold": figure(busy=6.0), "plain": figure(busy=10.0)}
+    loads = [{"sessions": 4, **cell(0, methods), "rows": 16}, {"sessions": 8, **cell(10, methods), **rows}]
+    found = judged(engine(high_load=loads))["many devices, hold: cloud busy time of plain streaming"]
+    assert (found["cells"], found["held"]) == (cells, 0)
+
+
 def test_a_dead_link_is_told_in_time_by_every_offline_mode():
     modes = {"error": {"told_s": 1.9, "offline_after_s": 2.0}, "draft": {"told_s": None, "offline_after_s": 2.0}}
     verdict = judged(engine(dead_link={"rtt_ms": 0, "modes": modes}))["a dead link is told, s after it died"]
