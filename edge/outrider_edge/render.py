@@ -18,6 +18,7 @@ from outrider_edge.session.events import (
     Reconnecting,
     Retracted,
     SessionEvent,
+    Settling,
     Tokens,
     Unverified,
     Verified,
@@ -153,6 +154,8 @@ class TokenPrinter:
             self._note(f"link lost ({event.reason}), going on in {event.wait_s:.1f} s")
         elif isinstance(event, Offline):
             self._note(f"offline: {event.reason}")
+        elif isinstance(event, Settling):
+            self._note(f"complete, but unverified: it waits up to {event.wait_s:g} s for the cloud")
         elif isinstance(event, Online):
             self._note("online again" + (f", {left} tokens to verify" if left else ""))
         elif isinstance(event, Finished) and left:

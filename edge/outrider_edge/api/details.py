@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from outrider_edge.session.events import Drafted, Offline, Online, Reconnecting, Retracted, Unverified
+from outrider_edge.session.events import Drafted, Offline, Online, Reconnecting, Retracted, Settling, Unverified
 
 if TYPE_CHECKING:
     from outrider_edge.api.answer_text import Told
@@ -25,29 +25,42 @@ def token_detail(told: Told, vocabulary: Vocabulary) -> dict[str, Any]:
 def event_detail(event: SessionEvent, vocabulary: Vocabulary, hidden: frozenset[int]) -> dict[str, Any]:
     """What happened, beside tokens: one key, named after it; `hidden` tokens are no part of the text."""
     if isinstance(event, Drafted):
-        nodes = [
-            [
-                node.number,
-                node.parent,
-                node.position,
-                node.token,
-                vocabulary.text_of(node.token),
-                _finite(node.margin),
-                node.source,
-            ]
-            for node in event.nodes
-        ]
-        return {"drafted": nodes}
+        return {"drafted": _nodes(event, vocabulary)}
     if isinstance(event, Unverified):
         shown = [vocabulary.bytes_of(token) for token in event.tokens if token not in hidden]
         return {"unverified": [raw.decode(errors="replace") for raw in shown]}
-    if isinstance(event, Retracted):
-        return {"retracted": event.count}
-    if isinstance(event, Reconnecting):
-        return {"reconnecting": event.reason}
-    if isinstance(event, Offline):
-        return {"offline": event.reason}
-    return {"online": True} if isinstance(event, Online) else {}
+    return _plain_detail(event)
+
+
+def _plain_detail(event: SessionEvent) -> dict[str, Any]:
+    match event:
+        case Retracted():
+            return {"retracted": event.count}
+        case Reconnecting():
+            return {"reconnecting": event.reason}
+        case Offline():
+            return {"offline": event.reason}
+        case Settling():
+            return {"settling": event.wait_s}
+        case Online():
+            return {"online": True}
+        case _:
+            return {}
+
+
+def _nodes(event: Drafted, vocabulary: Vocabulary) -> list[list[Any]]:
+    return [
+        [
+            node.number,
+            node.parent,
+            node.position,
+            node.token,
+            vocabulary.text_of(node.token),
+            _finite(node.margin),
+            node.source,
+        ]
+        for node in event.nodes
+    ]
 
 
 def _finite(margin: float | None) -> float | None:

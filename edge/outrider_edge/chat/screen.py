@@ -64,6 +64,8 @@ class Screen:
                 self._note(trouble)
         if "unverified" in detail:
             self._alone_told(detail["unverified"])
+        if "settling" in detail:
+            self._note(f"complete, but unverified: it waits up to {detail['settling']:g} s for the cloud")
         if "retracted" in detail:
             self._retracted(detail["retracted"])
         if self.rich:

@@ -152,6 +152,13 @@ class Offline:
 
 
 @dataclass(frozen=True, slots=True)
+class Settling:
+    """The answer is complete, but unverified: for `wait_s` it waits for the cloud, and then ends as it is."""
+
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Online:
     """The cloud is back after `Offline`."""
 
@@ -263,4 +270,6 @@ class Finished:
     totals: Totals
 
 
-SessionEvent = Started | Drafted | Tokens | Unverified | Retracted | Offline | Online | Reconnecting | Finished
+SessionEvent = (
+    Started | Drafted | Tokens | Unverified | Retracted | Offline | Settling | Online | Reconnecting | Finished
+)

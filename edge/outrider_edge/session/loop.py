@@ -21,6 +21,7 @@ from outrider_edge.session.events import (
     Pace,
     Reconnecting,
     SessionEvent,
+    Settling,
 )
 from outrider_edge.session.line import Broken, Connected, Line
 from outrider_edge.session.offline import Alone, OfflineMode, OfflinePolicy
@@ -266,8 +267,7 @@ class SessionLoop:
             self._state.hang(self._alone.tokens, self._alone.guesses)
             return [Online()]
         if self._away:
-            self._settle_alone()
-            return []
+            return self._settle_alone()
         reason = f"nothing was heard of the cloud at {self._line.where} for {silent_s:.1f} s"
         if self._last_error is not None:
             reason += f"; last: {self._last_error.message}"
@@ -281,14 +281,17 @@ class SessionLoop:
                 events += self._alone.extend(self._state.drafted(), len(self._state.committed))
         return events
 
-    def _settle_alone(self) -> None:
+    def _settle_alone(self) -> list[SessionEvent]:
         """A complete but unverified answer does not wait for ever."""
         if self._offline.mode is not OfflineMode.DRAFT or not self._alone.ended:
             self._ended_at = 0.0
-            return
+            return []
+        begins = not self._ended_at
         self._ended_at = self._ended_at or self._now()
         if self._now() >= self._ended_at + self._offline.settle_s:
             self._state.finish = "unverified"
+            return []
+        return [Settling(self._offline.settle_s)] if begins else []
 
     def _next_check_s(self) -> float | None:
         """Seconds until the clock alone may change something; None if it cannot."""

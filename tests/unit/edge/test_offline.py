@@ -12,6 +12,7 @@ from outrider_edge.session.events import (
     Online,
     Origin,
     Retracted,
+    Settling,
     Token,
     Tokens,
     Unverified,
@@ -106,6 +107,9 @@ def test_a_complete_answer_waits_for_the_cloud_only_so_long():
     alone_end = max(time for time, event in events if isinstance(event, Unverified))
     assert events[-1][1].reason == "unverified"
     assert events[-1][0] == pytest.approx(alone_end + 2.0, abs=0.05)
+    assert [event for _, event in events if isinstance(event, Settling)] == [Settling(2.0)]
+    told = next(time for time, event in events if isinstance(event, Settling))
+    assert told == pytest.approx(alone_end, abs=0.05)
 
 
 def test_tokens_drafted_alone_are_verified_or_taken_back_when_the_cloud_returns():
