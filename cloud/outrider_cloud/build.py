@@ -84,7 +84,8 @@ def build_engine(
         runner.peers = team.peers
     if config.exact:
         runner.buckets = agreeing_buckets(runner)
-    return Engine(runner, config, draft_model=None if draft is None else build_draft(draft, runner.loaded, config))
+    guesses = None if draft is None else build_draft(draft, runner.loaded, config, runner.platform)
+    return Engine(runner, config, draft_model=guesses)
 
 
 def build_runner(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from outrider_cloud.engine.exactness import agreeing_buckets
 from outrider_cloud.kernels.cuda.platform import cuda_platform
 from outrider_cloud.kernels.cuda.sampling import CudaSampler
 from outrider_cloud.kernels.layout import Segment
+from outrider_shared.ids import SessionId
 from outrider_shared.sampling import SamplingParams
 
 TREE = [-1, 0, 1, 1, 2, 0, 5, 4]
@@ -118,3 +120,25 @@ def test_drafted_answers_are_plain_ones(place, number, params):
     tokens, steps = drafted_by_trees(Engine(runner, config), prompt, params, expected)
     assert tokens == expected
     assert steps < 12
+
+
+def test_a_draft_on_the_card_guesses_beside_a_step_what_it_guesses_alone(card):
+    """From another thread, on a stream of its own."""
+    build = pytest.importorskip("outrider_cloud.drafts.build")
+    drafts = pytest.importorskip("outrider_cloud.drafts.model")
+    runner, sizes = make_runner(card, 0)
+    draft = build.build_draft(runner.loaded, runner.loaded, sizes, runner.platform)
+    ask = drafts.Ask(SessionId("a"), list(range(20, 40)), [], SamplingParams(0.8, seed=3))
+    draft.guess([ask], 1)  # reads the text
+    expected = draft.guess([ask], 1)
+    batch = batch_of((list(range(30, 46)), range(16), segment_of(0, 0, 16)))
+    alone = runner.launch(batch)
+    alone.choose(None)
+    chosen = alone.wait().chosen
+    with ThreadPoolExecutor(1) as other:
+        for _ in range(20):
+            flight = runner.launch(batch)
+            task = other.submit(draft.guess, [ask], 1)
+            flight.choose(None)
+            assert task.result() == expected
+            assert flight.wait().chosen == chosen

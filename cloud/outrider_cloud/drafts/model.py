@@ -9,10 +9,11 @@ never takes memory from the target.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from outrider_shared.sampling.rule import Guess, guess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
 
@@ -131,12 +133,17 @@ class DraftModel:
         runner: The draft model, with its own KV memory.
         config: Of that runner.
         clock: Seconds.
+        stream: Entered around each forward, in whichever thread asks for it.
     """
 
     def __init__(
-        self, runner: ModelRunner, config: EngineConfig, clock: Callable[[], float] = time.perf_counter
+        self,
+        runner: ModelRunner,
+        config: EngineConfig,
+        clock: Callable[[], float] = time.perf_counter,
+        stream: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
     ) -> None:
-        self._runner, self._config, self._clock = runner, config, clock
+        self._runner, self._config, self._clock, self._stream = runner, config, clock, stream
         self._pool = BlockPool(config.blocks, config.block_size)
         self._held: OrderedDict[SessionId, _Held] = OrderedDict()
         self._pace = Pace()
@@ -169,7 +176,8 @@ class DraftModel:
                 guesses[index] = READING
         if not batch.tokens:
             return guesses
-        logits = self._runner.run(batch).float().cpu().numpy()
+        with self._stream():
+            logits = self._runner.run(batch).float().cpu().numpy()
         for index, row in answers.items():
             guesses[index] = guess(logits[row], asks[index].length, asks[index].params, width)
         self._pace.note(len(batch.tokens), len(asks), self._clock() - started)
