@@ -27,8 +27,11 @@ _ANSWER_BYTES = 30
 # Times of a byte that are tried: from 8 Mbit/s to 800 bit/s, then between the neighbours of the best.
 _TRIED = tuple(1e-6 * 10 ** (n / 12) for n in range(49))
 _FINER = 8
-# Part of the differences between round trips that a rate may leave unexplained.
-_UNEXPLAINED = 0.3
+# Part of the differences between round trips that a rate may leave unexplained, and what is worth an explanation: a
+# link on which a usual opening takes a ping no longer than that is as good as any.
+_UNEXPLAINED, _FELT_S = 0.3, 0.001
+# What was sent so long before the first ping that is remembered does not hold it up.
+_BEFORE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,8 @@ class Uplink:
         """
         told = bool(self._pings) and self._pings[-1].opening and not opening
         self._pings.append(_Ping(rtt_s, sent_at, opening))
+        while self._sent and self._sent[0][0] < self._pings[0].sent_at - _BEFORE_S:
+            self._sent.popleft()
         if told:
             self.byte_s = self._fit()
         waited_s = self._waits(self.byte_s)[-1]
@@ -80,11 +85,14 @@ class Uplink:
         return None if opening else max(0.0, rtt_s - waited_s)
 
     def _fit(self) -> float:
-        """The time of a byte that explains the pings best; 0 if none does well."""
+        """The time of a byte that explains the pings best; 0 if none does well, or there is little to explain."""
+        unexplained = self._differences(0.0)
+        if unexplained < _FELT_S * len(self._pings):
+            return 0.0
         best = min(range(len(_TRIED)), key=lambda n: self._differences(_TRIED[n]))
         low, high = _TRIED[max(0, best - 1)], _TRIED[min(len(_TRIED) - 1, best + 1)]
         byte_s = min((low + (high - low) * n / _FINER for n in range(_FINER + 1)), key=self._differences)
-        return byte_s if self._differences(byte_s) < _UNEXPLAINED * self._differences(0.0) else 0.0
+        return byte_s if self._differences(byte_s) < _UNEXPLAINED * unexplained else 0.0
 
     def _differences(self, byte_s: float) -> float:
         """How far the pings' round trips are from the usual one besides what they waited behind; seconds, summed."""
