@@ -11,7 +11,7 @@ Rules:
     * While the target's step runs, it drafts on (`ahead`), as far as there is time; the fuller the steps, the more a
       guess must win for the time that it takes.
     * It rests for sessions whose device keeps up: whose drafts come sooner than the model's own would, or, where steps
-      are full, so soon that others use the time.
+      are full, so soon that others use the time; and for all whose device drafts, while edges fill the rows.
     * Lookup fills only rows that would stay empty; a guess of the model may displace what is worth less. As edges fill
       the rows with worthy nodes, the work goes back to the edges.
     * A draft model that fails is let go: sessions lose its drafts, nothing else.
@@ -58,6 +58,8 @@ _SURE = 0.85
 _READ_SHARE = 0.5
 # What the model drafts for a step takes about as many rounds.
 _ROUNDS = 8
+# Edges that fill so much of a step's rows are left to draft alone.
+_FULL = 0.95
 # Ahead of a step, too: 0.02 asked for a fifth more, and nothing came of it.
 _LEAST_AHEAD = 0.1
 
@@ -67,6 +69,10 @@ def source_of(node: Node) -> Source:
     if node.number != UNNUMBERED:
         return Source.EDGE
     return Source.LOOKUP if node.guess is not None and node.guess.source == LOOKUP else Source.MODEL
+
+
+def _own_nodes(work: Work) -> int:
+    return sum(1 for node in work.nodes if node.number == UNNUMBERED)
 
 
 def _worth_asking(model: GuessModel, growths: Sequence[Growth], rows: Rows, tokens_per_s: float) -> list[Growth]:
@@ -112,6 +118,7 @@ class CloudDrafts:
         self.rounds = 0
         # Of the last step: how full beyond a half, what it brings, and what its least node was worth.
         self._scarcity = self._tokens_per_s = self._displaced = 0.0
+        self._edges_fill = False
 
     @property
     def has_model(self) -> bool:
@@ -158,7 +165,9 @@ class CloudDrafts:
 
     def begin(self, works: Sequence[Work], step_s: float) -> None:
         """Draft on below what is about to run, until the step ends."""
-        self._scarcity = max(0.0, 2.0 * sum(work.rows for work in works) / self._config.rows - 1.0)
+        used, own = sum(work.rows for work in works), sum(_own_nodes(work) for work in works)
+        self._scarcity = max(0.0, 2.0 * used / self._config.rows - 1.0)
+        self._edges_fill = used - own >= _FULL * self._config.rows
         if self.ahead is None or self._model is None:
             return
         sessions = self._left_to_model([work.session for work in works if work.session.request.own_drafts], step_s)
@@ -189,7 +198,9 @@ class CloudDrafts:
             self._model.forget(session_id)
 
     def _left_to_model(self, sessions: Sequence[Session], step_s: float) -> list[Session]:
-        """Whose devices do not keep up."""
+        """Whose devices do not keep up; where edges fill the rows, only who has none that drafts."""
+        if self._edges_fill:
+            return [session for session in sessions if session.response_s is None]
         soon_s = min(SOON * step_s, self.own_s(step_s))
         return [session for session in sessions if not session.keeps_up(soon_s)]
 

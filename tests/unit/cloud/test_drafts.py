@@ -207,6 +207,25 @@ def test_a_device_keeps_up_whose_drafts_are_worth_waiting_for(response_s: float,
     assert bool(model.rounds) == helped
 
 
+@pytest.mark.parametrize(("edge_nodes", "response_s", "helped"), [(6, 0.1, False), (6, None, True), (2, 0.1, True)])
+def test_where_edges_fill_the_rows_the_model_helps_only_who_has_no_edge_that_drafts(edge_nodes, response_s, helped):
+    """However far the device is; rows that the model filled itself do not count."""
+    answer, config = list(range(10, 60)), EngineConfig(row_budget=8)
+    full, other, model = session_of("a", answer[:3]), session_of("b", answer[:3], 2), Knowing(answer, 1e-5)
+    full.survival, full.response_s, other.response_s = DraftSurvival(0.3), 0.1, response_s
+    for token in range(edge_nodes):
+        full.tree.append(token, None, 3)
+    drafts = CloudDrafts(config, model)
+    works = plan([full, other], config)
+    drafts.begin(works, 0.025)
+    drafts.end(works)
+    drafts.gather()
+    other.tree.clear()
+    model.rounds = 0
+    drafts.fill([full, other], 0.025)
+    assert bool([node for node in other.tree.walk() if source_of(node) is Source.MODEL]) == helped
+
+
 def test_without_a_model_a_device_is_waited_for_as_far_as_a_step_allows():
     session, config = answering([1, 2, 3], 0.014), EngineConfig()
     assert patience_s(session, config, 0.025, CloudDrafts(config).own_s(0.025)) > 0.0
