@@ -58,7 +58,7 @@ def test_ended_in_the_middle_it_leaves_nothing_behind(tmp_path):
     assert _ours(tmp_path)
     process.send_signal(signal.SIGINT)
     rest = process.communicate(timeout=60)[0]
-    assert process.returncode == 1, rest
+    assert process.returncode == 130, rest
     assert "Traceback" not in rest
     assert _ours(tmp_path) == []
     assert list(tmp_path.glob("outrider-*")) == []

@@ -29,7 +29,7 @@ from outrider_cloud.fleet.registry.database import Database, sqlite_url
 from outrider_cloud.fleet.registry.tables import devices
 from outrider_cloud.fleet.web.app import fleet_app
 from outrider_cloud.fleet.web.state import Services
-from outrider_shared.errors import ConfigError, OutriderError, UnavailableError
+from outrider_shared.errors import ConfigError, OutriderError, UnavailableError, ungrouped
 from outrider_shared.fleet.mqtt import MqttBroker
 from outrider_shared.ids import DeviceId
 
@@ -93,7 +93,7 @@ async def serve(
     )
     services = Services(controller, plane, home.repository)
     certificate, key = home.server_certificate
-    try:
+    with contextlib.closing(database), ungrouped():
         async with (
             _server(artifacts(services), settings.listen, settings.https_port, certificate, key),
             _server(fleet_app(services), config.admin_host, config.admin_port),
@@ -108,10 +108,6 @@ async def serve(
             page = f"http://{config.admin_host}:{config.admin_port}"
             _log.info("fleet_serving", page=page, artifacts=home.url, token=str(home.folder / ADMIN_TOKEN))
             on_ready(page)
-    except* OutriderError as errors:
-        raise errors.exceptions[0] from None  # one sentence for who started it, not a group of them
-    finally:
-        database.close()
 
 
 def artifacts(services: Services) -> ASGIApp:

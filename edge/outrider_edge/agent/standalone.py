@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from outrider_edge.agent.build import build_agent
 from outrider_edge.agent.host import StandaloneHost
-from outrider_shared.errors import OutriderError
+from outrider_shared.errors import ungrouped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,8 +29,5 @@ async def run_standalone(file: Path, base: Path | None = None) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
-    try:
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-    except* OutriderError as errors:
-        raise errors.exceptions[0] from None  # one sentence for who started it, not a group of them
+    with ungrouped(), contextlib.suppress(asyncio.CancelledError):
+        await task

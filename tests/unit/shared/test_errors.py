@@ -5,7 +5,7 @@ import re
 import pytest
 
 from outrider_shared import errors
-from outrider_shared.errors import InputError, InternalError, OutriderError, error_from_code
+from outrider_shared.errors import InputError, InternalError, OutriderError, error_from_code, ungrouped
 from outrider_shared.wire import error_from_wire, error_to_wire
 from outrider_wire.v1 import verifier_pb2 as pb
 
@@ -62,3 +62,18 @@ def test_the_callers_own_faults_are_never_worth_a_retry():
         "storage",
         "window_closed",
     }
+
+
+def test_an_error_of_ours_from_a_task_group_is_raised_as_itself():
+    """However deep it lies; with another's error beside it the group stays whole."""
+    ours = InputError("no")
+    with pytest.raises(InputError) as raised, ungrouped():
+        raise ExceptionGroup("outer", [ExceptionGroup("inner", [ours])])
+    assert raised.value is ours
+    with pytest.raises(ExceptionGroup) as group, ungrouped():
+        raise ExceptionGroup("both", [ours, ValueError("no")])
+    assert group.value.exceptions[0] is ours
+    with pytest.raises(ExceptionGroup), ungrouped():
+        raise ExceptionGroup("other", [ValueError("no")])
+    with pytest.raises(ValueError, match="plain"), ungrouped():
+        raise ValueError("plain")
