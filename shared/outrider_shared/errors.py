@@ -46,12 +46,10 @@ Foreign errors (gRPC, ONNX Runtime, transformers, the file system) are wrapped w
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-from typing import ClassVar
 
 
 class OutriderError(Exception):
