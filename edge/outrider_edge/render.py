@@ -113,6 +113,16 @@ def _cells(answer: dict[str, Any]) -> list[str]:
     ]
 
 
+def settling_note(wait_s: float) -> str:
+    """What is said of an answer that is complete, but unverified."""
+    return f"complete, but unverified: it waits up to {wait_s:g} s for the cloud"
+
+
+def retracted_note(count: int) -> str:
+    """What is said before the text that stands is printed again."""
+    return f"the cloud chose otherwise, {count} unverified tokens are taken back; what stands:"
+
+
 class TokenPrinter:
     """Takes a session's events and prints their text. Characters split over tokens appear when they are whole.
 
@@ -155,7 +165,7 @@ class TokenPrinter:
         elif isinstance(event, Offline):
             self._note(f"offline: {event.reason}")
         elif isinstance(event, Settling):
-            self._note(f"complete, but unverified: it waits up to {event.wait_s:g} s for the cloud")
+            self._note(settling_note(event.wait_s))
         elif isinstance(event, Online):
             self._note("online again" + (f", {left} tokens to verify" if left else ""))
         elif isinstance(event, Finished) and left:
@@ -181,7 +191,7 @@ class TokenPrinter:
         del self._ids[-count:]
         text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
         self._shown = len(text)
-        self._note(f"the cloud chose otherwise, {count} unverified tokens are taken back; what stands:")
+        self._note(retracted_note(count))
         self._put(text, "default")
 
     def _put(self, text: str, style: str) -> None:

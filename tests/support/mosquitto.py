@@ -13,18 +13,12 @@ from outrider_cloud.fleet import broker
 from outrider_cloud.fleet.home import FleetHome, Settings
 from outrider_shared.errors import ConfigError
 from outrider_shared.fleet.mqtt import MqttConfig
+from outrider_shared.processes import free_port
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterator
     from pathlib import Path
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 def new_fleet(folder: Path, *devices: str) -> FleetHome:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.mosquitto import free_port
+from outrider_shared.processes import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import structlog
 import torch
 
-from outrider_cloud.drafts.fit import Tokens, check_tokens, draft_folder
+from outrider_cloud.drafts.fit import check_tokens, draft_folder, tokens_of_pack
 from outrider_cloud.drafts.model import DraftModel
 from outrider_cloud.engine.cuda_graphs import eagerly
 from outrider_cloud.engine.cuda_runner import CudaRunner
@@ -99,8 +99,7 @@ def _on_card(loaded: LoadedModel, config: EngineConfig, platform: CudaPlatform) 
 
 def _packed(folder: Path, target: LoadedModel, config: EngineConfig) -> GuessModel:
     pack = read_pack(folder)
-    manifest = pack.manifest
-    check_tokens(Tokens(manifest.name, manifest.architecture.vocab_size, manifest.tokenizer_fingerprint), target)
+    check_tokens(tokens_of_pack(pack), target)
     from outrider_cloud.drafts.packed import PackedDraftModel  # noqa: PLC0415 - ONNX Runtime, for who drafts by a pack
     from outrider_shared.drafting import runtime  # noqa: PLC0415 - likewise
 

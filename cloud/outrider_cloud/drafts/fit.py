@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from transformers import AutoConfig
 
 from outrider_cloud.model.loading import BUNDLED, model_folder
 from outrider_shared.errors import ConfigError, MismatchError, ModelError
 from outrider_shared.packs import MANIFEST, bundled_pack, read_pack, tokenizer_fingerprint
+
+if TYPE_CHECKING:
+    from outrider_shared.packs import Pack
 
 _CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
 
@@ -62,8 +65,7 @@ def check_draft(draft: str | Path, target: str | Path) -> None:
     """
     folder, target_folder = draft_folder(draft), model_folder(target)
     if (folder / MANIFEST).is_file():
-        manifest = read_pack(folder).manifest
-        tokens = Tokens(manifest.name, manifest.architecture.vocab_size, manifest.tokenizer_fingerprint)
+        tokens = tokens_of_pack(read_pack(folder))
     elif _is_model(folder):
         tokens = _tokens_of_model(folder)
     else:
@@ -90,6 +92,12 @@ def check_tokens(draft: HasTokens, target: HasTokens) -> None:
                 f"the {what} of the draft {draft.name} is {theirs}, that of the target {target.name} {ours}",
                 hint="use a draft that was made for this target",
             )
+
+
+def tokens_of_pack(pack: Pack) -> Tokens:
+    """As its manifest has them."""
+    manifest = pack.manifest
+    return Tokens(manifest.name, manifest.architecture.vocab_size, manifest.tokenizer_fingerprint)
 
 
 def _is_model(folder: Path) -> bool:

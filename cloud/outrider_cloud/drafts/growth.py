@@ -119,23 +119,20 @@ class Growth:
         """What to ask the model next."""
         return Ask(self.session.request.session_id, self._log, list(self._leaves[0][2]), self.session.request.params)
 
-    def take(self, guess: Guess | None, survival_of: Callable[[Guess], float]) -> int:
-        """Put the answer below the best leaf; returns how many nodes that makes. Without one nothing more is asked."""
+    def take(self, guess: Guess | None, survival_of: Callable[[Guess], float]) -> None:
+        """Put the answer below the best leaf. Without one nothing more is asked."""
         if guess is READING:
-            return 0
+            return
         if guess is None or not guess.tokens:
             self._leaves.clear()
-            return 0
+            return
         reach, _, tail = heapq.heappop(self._leaves)
         self.told.append((tail, guess))
-        count = 0
-        for token, survival in branches(guess, survival_of(guess)):
-            if count and survival < WORTH_A_ROW:
+        for rank, (token, survival) in enumerate(branches(guess, survival_of(guess))):
+            if rank and survival < WORTH_A_ROW:
                 break
             self._add((*tail, token), -reach * survival)
             self._offer((*tail, token), -reach * survival)
-            count += 1
-        return count
 
     def graft(self, calibration: Calibrations) -> int:
         """Hang the guesses into the tree as it is now; returns how many were of use, or had the word that came."""

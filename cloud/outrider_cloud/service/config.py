@@ -7,6 +7,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from outrider_shared.addresses import split_address
 from outrider_shared.errors import ConfigError
 from outrider_shared.wire import MAX_MESSAGE_BYTES, NODES_BEFORE_OPENED
 
@@ -107,9 +108,9 @@ def _host(address: str, name: str) -> str:
 
 
 def _try_to_bind(address: str, hint: str) -> None:
-    host, _, port = address.rpartition(":")
+    host, port = split_address(address)
     try:
-        family, kind, _, _, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do, after one of before
             probe.bind(where)

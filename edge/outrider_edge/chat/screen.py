@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from outrider_edge.render import MEANING, STYLES, UNVERIFIED, harmless, legend
+from outrider_edge.render import MEANING, STYLES, UNVERIFIED, harmless, legend, retracted_note, settling_note
 from outrider_edge.session.events import Origin
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Screen:
         if "unverified" in detail:
             self._alone_told(detail["unverified"])
         if "settling" in detail:
-            self._note(f"complete, but unverified: it waits up to {detail['settling']:g} s for the cloud")
+            self._note(settling_note(detail["settling"]))
         if "retracted" in detail:
             self._retracted(detail["retracted"])
         if self.rich:
@@ -139,7 +139,7 @@ class Screen:
     def _retracted(self, count: int) -> None:
         self._mark("]")
         del self._alone[-count:]
-        self._note(f"the cloud chose otherwise, {count} unverified tokens are taken back; what stands:")
+        self._note(retracted_note(count))
         self._show(self.text + "".join(self._alone), "default")
 
     def _ended(self, chunk: Chunk, tokens: int) -> None:

@@ -21,7 +21,7 @@ from outrider_cloud.fleet.web.app import fleet_app
 from outrider_cloud.fleet.web.state import Services
 from outrider_shared.errors import OutriderError
 from outrider_shared.fleet.messages import Presence
-from support.mosquitto import free_port
+from outrider_shared.processes import free_port
 
 
 @pytest.fixture(scope="module")
